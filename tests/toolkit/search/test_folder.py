@@ -70,10 +70,11 @@ IGNORED = {
     ".ortkitignore": "# comment\n*.log\n!keep.log\n/top.txt\nbuild/\ndeep/**/x.txt\n\\#odd\nspace\\ \n",
     "sub/.ortkitignore": "!b.log\nlocal.txt\n/anchored.txt\n",
 }
-BELOW = (
-    "a.log keep.log top.txt sub/top.txt build/a.txt sub/build/b.txt build.txt deep/a/b/x.txt deep/x.txt deep/y.txt #odd "
-    "sub/b.log sub/local.txt sub/deeper/local.txt local.txt sub/anchored.txt sub/deeper/anchored.txt"
-).split()
+BELOW = [
+    *("a.log", "keep.log", "top.txt", "sub/top.txt", "build/a.txt", "sub/build/b.txt", "build.txt", "#odd"),
+    *("deep/a/b/x.txt", "deep/x.txt", "deep/y.txt", "sub/b.log", "sub/local.txt", "sub/deeper/local.txt"),
+    *("local.txt", "sub/anchored.txt", "sub/deeper/anchored.txt"),
+]
 
 
 def test_ignore_files_are_those_of_git(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_bundles_and_indexes_are_left_out(tmp_path: Path) -> None:
 
     assert names_of(tmp_path) == ["a.txt", "other/index.json", "other/manifest.json"]
     assert skipped_in(tmp_path) == {"bundle/": "is an ortkit bundle", "manuals.index/": "is an ortkit index"}
-    with pytest.raises(InputError, match="manuals.index` is an ortkit index, not a folder of documents"):
+    with pytest.raises(InputError, match="` is an ortkit index, not a folder of documents"):
         walk(tmp_path / "manuals.index", FolderRules())
 
 
