@@ -115,12 +115,11 @@ class _Reader:
     def paragraph(self, paragraph: Any) -> None:
         text = _text_of(paragraph).strip()
         level = self.level_of(paragraph)
-        if level is None or not text:
+        if not level or not text:
             self.add(text)
             return
         name = " ".join(text.split())
-        if level:
-            self.headings.begin(level, name, lambda above: self.ready.append(Passage(name, Place(headings=above))))
+        self.headings.begin(level, name, lambda above: self.ready.append(Passage(name, Place(headings=above))))
 
     def add(self, text: str) -> None:
         if text:
