@@ -23,7 +23,7 @@ from .documents.document import Document, Passage, Place
 DEFAULT_TOKENS = 128
 """Default length of chunks, for models that read more.
 
-Measured with 240 questions on text whose subject changes every 50 words: of the answer, 71% is in the best 768 tokens of
+Measured with 240 questions on text whose subject changes every 50 words: 71% of the answer is in the best 768 tokens of
 chunks of 128 tokens, and 49% in those of 256.
 """
 _OVERLAP_SHARE = 0.15

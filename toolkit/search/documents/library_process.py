@@ -185,7 +185,7 @@ def _collected(kind: str, reports: Iterator[dict[str, Any]], report: ReadingRepo
     except TimeoutError as error:
         raise UnreadableFileError(
             f"is {name} that takes more than {SECONDS_BETWEEN:.0f} s for a page, or {SECONDS:.0f} s in all",
-            hint="save it anew from the program that made it, or split it",
+            hint="export it again from the program that made it, or split it",
         ) from error
     raise UnreadableFileError(f"is {name} that crashes its reader")
 
