@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import sys
 import zipfile
 from collections.abc import Callable
