@@ -278,7 +278,7 @@ def test_a_file_that_is_no_file_any_more(tmp_path: Path) -> None:
         update.stamp_of(FoundFile("pipe", tmp_path / "pipe", 0, 0))
 
 
-def test_the_index_is_not_indexed(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
+def test_the_index_is_not_indexed(manuals: Path, tiny_embedder: Embedder) -> None:
     with Index.build(manuals / "own", manuals, tiny_embedder) as made:
         assert made.facts.files == 4
         assert not again(made, chunk_tokens=None).wrote
@@ -630,5 +630,5 @@ def test_rules(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("arguments", [{"restart": "yes"}, {"path": 3}, {"folder": 3}, {"path": ""}])
 def test_arguments(arguments: dict[str, Any], tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
-    with pytest.raises(InputError, match="must be|is an empty path"):
+    with pytest.raises(InputError, match=r"must be|is an empty path"):
         Index.build(**{"path": tmp_path / "x", "folder": manuals, "embedder": tiny_embedder} | arguments)
