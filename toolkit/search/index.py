@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -173,8 +173,18 @@ class Index:
             paths=tuple(paths) if not isinstance(paths, str) else _refuse(paths),
             reranker=reranker,
         )
-        with self._snapshot.used() as snapshot:
+        with self._reading() as snapshot:
             return search(snapshot, request, self._embedded)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Snapshot]:
+        """The generation that is open, and stays so in the block; `reload` and `close` may run meanwhile."""
+        while not (snapshot := self._snapshot).acquire():
+            self._check_open()
+        try:
+            yield snapshot
+        finally:
+            snapshot.release()
 
     def _embedded(self, query: str) -> NDArray[np.float32]:
         return unit_rows(self.embedder.embed_query(query))

@@ -114,21 +114,22 @@ class Snapshot:
                 index = newer
         raise BundleError(f"the index `{folder}` was replaced {_ATTEMPTS} times while it was opened")
 
-    @contextmanager
-    def used(self) -> Iterator[Snapshot]:
-        """Keep it open during a search."""
+    def acquire(self) -> bool:
+        """Keep it open until `release`; False where it was retired meanwhile."""
         with self._lock:
-            self._users += 1
-        try:
-            yield self
-        finally:
-            with self._lock:
-                self._users -= 1
-            self._close_unused()
+            if not self._retired:
+                self._users += 1
+            return not self._retired
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+        self._close_unused()
 
     def retire(self) -> None:
         """Close it once the running searches are done."""
-        self._retired = True
+        with self._lock:
+            self._retired = True
         self._close_unused()
 
     def _close_unused(self) -> None:
@@ -208,7 +209,10 @@ class Snapshot:
                     f"WHERE id IN ({marks})"
                 )
                 for number, text, title, context, first, last, page, headings in connection.execute(sql, tuple(part)):
-                    found[number] = chunk_of(text, title, context, (first, last), page, headings)
+                    try:
+                        found[number] = chunk_of(text, title, context, (first, last), page, headings)
+                    except (ValueError, TypeError) as error:
+                        raise BundleError(f"`{self._texts}` is damaged: {error}", hint=BUILD_AGAIN) from error
         return found
 
     def _inconsistent(self) -> BundleError:

@@ -12,6 +12,7 @@ import pytest
 
 from ortkit import Embedder, Hit, Index, InputError, Reranker, SearchMode, TruncationWarning
 from ortkit.toolkit.search.fusion import fuse
+from ortkit.toolkit.search.path_globs import compiled
 from tests.tiny_bundles import write_reranker
 from tests.toolkit.search.conftest import write_files
 
@@ -113,6 +114,35 @@ def test_paths(paths: list[str], expected: set[str], animals: Index) -> None:
     assert [(one.file, one.score) for one in filtered] == [
         (one.file, one.score) for one in everything if one.file in expected
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("*.md", ["a.md", "b/c.md", ".md"], ["a.mdx", "a.md5"]),
+        ("a/*.md", ["a/b.md"], ["a/b/c.md", "x/a/b.md"]),
+        ("/a", ["a", "a/b"], ["b/a"]),
+        ("./a", ["a", "a/b"], ["ab"]),
+        ("a/**/b", ["a/b", "a/x/b", "a/x/y/b"], ["a/xb"]),
+        ("a/**", ["a/b", "a/b/c"], ["a", "b/a/b"]),
+        ("**/x.txt", ["x.txt", "a/b/x.txt"], ["ax.txt"]),
+        ("?.txt", ["a.txt", "b/a.txt"], ["ab.txt"]),
+        ("[a-c]1", ["a1", "c1"], ["d1", "-1"]),
+        ("[!a-c]1", ["d1"], ["a1"]),
+        ("[^a-c]1", ["d1"], ["a1"]),
+        ("[]]1", ["]1"], ["a1"]),
+        ("[&&~|]", ["&", "~", "|"], ["a"]),
+        ("[c-a]", ["[c-a]"], ["b"]),
+        ("[a", ["[a"], ["a"]),
+        ("a.(b)+$", ["a.(b)+$"], ["a.b"]),
+        ("caf\udce9", ["caf\udce9"], ["cafe"]),
+        ("a\nb*", ["a\nbc"], ["a"]),
+    ],
+)
+def test_globs(pattern: str, matching: list[str], others: list[str]) -> None:
+    """As git reads them in .gitignore files."""
+    expression = compiled([pattern])
+    assert [name for name in (*matching, *others) if expression.fullmatch(name)] == matching
 
 
 QUERIES = (
