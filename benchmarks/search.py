@@ -169,15 +169,8 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.search", "--child", path, "--bundle", arguments.bundle]
             finished = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ.copy())
             found = json.loads(finished.stdout)
-            header = [
-                f"{found['chunks']} chunks, {found['size'] >> 20} MB",
-                "p50 ms",
-                "p95 ms",
-                "max ms",
-                "CPU p50",
-                "CPU p95",
-                "CPU max",
-            ]
+            times = ("p50 ms", "p95 ms", "max ms", "CPU p50", "CPU p95", "CPU max")
+            header = [f"{found['chunks']} chunks, {found['size'] >> 20} MB", *times]
             print_table(f"opening: {found['opened']:.0f} ms", header, found["rows"])
             used = found["memory"]
             print(

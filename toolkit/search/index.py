@@ -154,7 +154,7 @@ class Index:
     ) -> list[Hit]:
         """The best passages for a query, best first; ties in order of files.
 
-        `paths` limits the search to files that match a glob, such as `*.pdf` (at any depth), `manuals/*.md` or a
+        `paths` limits the search to files that match a pattern, such as `*.pdf` (at any depth), `manuals/*.md` or a
         folder. `candidates` is how many passages each of embeddings and BM25 gives, and a reranker scores. Warns of a
         query over the model's limit (TruncationWarning). Any text is a query; what FTS5 cannot use is left to the
         embeddings.
@@ -170,7 +170,7 @@ class Index:
             top_n=count,
             mode=choice(SearchMode, mode, "mode"),
             candidates=max(checked_integer(candidates, "candidates"), count),
-            paths=tuple(paths) if not isinstance(paths, str) else _refuse(paths),
+            paths=_checked_paths(paths),
             reranker=reranker,
         )
         with self._reading() as snapshot:
@@ -241,5 +241,11 @@ class Index:
             raise InputError(f"the Index `{path}` is closed", hint=f"open it again: `Index.open({path!r})`")
 
 
-def _refuse(paths: str) -> NoReturn:
-    raise InputError("`paths` must be several globs, not one string", hint=f"pass a list: `[{paths!r}]`")
+def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(paths, str):
+        raise InputError("`paths` must be several patterns, not one string", hint=f"pass a list: `[{paths!r}]`")
+    for path in paths:
+        # Names of files may have bytes that are not UTF-8, as surrogates.
+        if not isinstance(path, str):
+            raise InputError(f"a pattern of `paths` must be a string, not {type(path).__name__}")
+    return tuple(paths)

@@ -19,8 +19,8 @@ from ...runtime.errors import BundleError
 from ...runtime.session.cores import find_cores
 from . import full_text
 from .chunks import Chunk
+from .globs import Globs
 from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
-from .path_globs import compiled
 from .store import chunk_of, connect, in_parts, read_names, sqlite_errors
 from .vectors import Segment, Vectors, mapped
 
@@ -151,14 +151,14 @@ class Snapshot:
 
     def filter(self, paths: Sequence[str]) -> Filter:
         """The files that match any of these globs; raises InputError."""
-        pattern = compiled(paths)
+        globs = Globs(paths, "path")
         key = tuple(paths)
         with self._lock:
             if key in self._filters:
                 self._filters.move_to_end(key)
                 return self._filters[key]
         names = self._file_names()
-        ids = [number for number, name in names.items() if pattern.fullmatch(name) is not None]
+        ids = [number for number, name in names.items() if globs.match(name)]
         allowed = np.zeros(max(names, default=0) + 1, np.bool_)
         allowed[ids] = True
         made = Filter(allowed, f"[{','.join(map(str, ids))}]")
