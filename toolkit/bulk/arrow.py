@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import InputError, MissingPartError
+from ..io.inputs import FailedRecord
 from ..io.json_values import quoted
 from ..io.texts import TextRecord
 from ..io.writers import Record
-from ..io.inputs import FailedRecord
 
 try:
     import pyarrow as pa
@@ -18,6 +18,22 @@ except ImportError as error:
         "Parquet and Arrow tables need the Python package `pyarrow`, which is not installed",
         hint="install it: `pip install 'ortkit[arrow]'`",
     ) from error
+
+__all__ = [
+    "SUBJECT",
+    "bytes_of",
+    "check_names",
+    "check_new",
+    "error_column",
+    "is_text",
+    "pa",
+    "record_of",
+    "text_index",
+    "texts_of",
+    "vector_column",
+    "vector_type",
+    "with_columns",
+]
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ from ...runtime.encoder.base import TruncationWarning
 from ...runtime.encoder.batching import in_chunks
 from ...runtime.encoder.reranker import Reranker, truncation_message
 from ...runtime.errors import TextError, TextTooLongError
-from .arrow import bytes_of, check_names, check_new, error_column, pa, record_of, text_index, texts_of, with_columns
 from ..io.texts import TextRecord
+from .arrow import check_names, check_new, error_column, pa, record_of, text_index, texts_of, with_columns
 from .opened import opened
 
 if TYPE_CHECKING:

@@ -71,6 +71,8 @@ _BINARY = {
 }
 """Magic bytes -> binary format that may contain text."""
 
+_TABLES = ("Parquet", "Arrow")
+
 
 @dataclass(frozen=True)
 class Position:
@@ -192,7 +194,10 @@ def _refuse_binary(beginning: bytes, name: str | None) -> None:
             raise InputError(f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | ortkit ...`")
     for start, kind in _BINARY.items():
         if beginning.startswith(start):
-            raise InputError(f"the input is {kind}, not text", hint="convert it to plain text, JSONL or CSV first")
+            hint = "convert it to plain text, JSONL or CSV first"
+            if kind in _TABLES:
+                hint = f"`ortkit embed` reads it where it writes a table, `--output FILE.parquet`; else {hint}"
+            raise InputError(f"the input is {kind}, not text", hint=hint)
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("the input is UTF-16, not UTF-8", hint="convert it: `iconv -f UTF-16 -t UTF-8`")
 
