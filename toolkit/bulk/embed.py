@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from ...runtime.arguments import checked_path
+from ...runtime.arguments import checked_flag, checked_path
 from ...runtime.encoder.base import CHUNK, TruncationWarning
 from ...runtime.encoder.batching import in_chunks
 from ...runtime.encoder.embedder import Embedder, truncation_message
@@ -23,7 +23,6 @@ from .arrow import (
     text_index,
     texts_of,
     vector_column,
-    vector_type,
     with_columns,
 )
 from .opened import opened
@@ -53,8 +52,9 @@ class Embed:
         >>> found["embedding"].type
         FixedSizeListType(fixed_size_list<item: float>[384])
 
-    `prompt`, `dim`, `dtype`, `ranges`, `long` and `max_memory` are those of `Embedder`. Raises InputError for a column
-    that is missing, is not of strings, or is there already, and what `Embedder` raises.
+    `fixed_size=False` gives lists of variable size, which Spark needs. `prompt`, `dim`, `dtype`, `ranges`, `long` and
+    `max_memory` are those of `Embedder`. Raises InputError for a column that is missing, is not of strings, or is there
+    already, and what `Embedder` raises.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Embed:
         column: str = "text",
         into: str = "embedding",
         errors: str = "error",
+        fixed_size: bool = True,
         workers: int | None = None,
         prompt: str | None = None,
         dim: int | None = None,
@@ -77,6 +78,7 @@ class Embed:
         self.column = column
         self.into = into
         self.errors = errors
+        self.fixed_size = checked_flag(fixed_size, "fixed_size")
         self.workers = workers
         self.max_memory = max_memory
         self.ranges = ranges
@@ -91,7 +93,7 @@ class Embed:
         run = self._run()
         records = (record_of(raw, row) for row, raw in enumerate(texts_of(batch.column(index)), 1))
         vectors, errors = _embed(run, records, rows=batch.num_rows)
-        return with_columns(batch, schema, [vector_column(vectors, errors), error_column(batch.num_rows, errors)])
+        return with_columns(batch, schema, [self._column(vectors, errors), error_column(batch.num_rows, errors)])
 
     def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Embed record batches one after another, as Spark's `mapInArrow` hands them over."""
@@ -105,8 +107,12 @@ class Embed:
         """The schema of the result, and the index of the texts."""
         index = text_index(schema, self.column, option="column")
         check_new(schema, self._new)
-        added = schema.append(pa.field(self.into, vector_type(self._run().empty.vectors)))
+        added = schema.append(pa.field(self.into, self._column(self._run().empty.vectors, ()).type))
         return added.append(pa.field(self.errors, pa.string())), index
+
+    def _column(self, vectors: NDArray[np.generic], failed: Iterable[int]) -> pa.Array:
+        column = vector_column(vectors, failed)
+        return column if self.fixed_size else column.cast(pa.list_(column.type.value_type))
 
     def _run(self) -> EmbedRun:
         embedder = opened(Embedder, self.bundle, workers=self.workers, max_memory=self.max_memory)
