@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -47,6 +47,8 @@ class TableInput(Protocol):
 
     def batches(self) -> HashedBatches:
         """All columns."""
+
+    def close(self) -> None: ...
 
 
 class HashedBatches(Protocol):
@@ -154,6 +156,9 @@ class ParquetFiles:
     def batches(self) -> HashedBatches:
         return TableBatches(self._read(None), self.schema, self._index)
 
+    def close(self) -> None:
+        """Nothing: files are open while they are read."""
+
     def _read(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         for file in self._files:
             with _reading(file), _parquet(file) as opened:
@@ -207,6 +212,9 @@ class ArrowFile:
     def batches(self) -> HashedBatches:
         return TableBatches(self._read(None), self.schema, self._index)
 
+    def close(self) -> None:
+        """Nothing: files are open while they are read."""
+
     def _read(self, fields: list[int] | None) -> Iterator[pa.RecordBatch]:
         with self.path.open("rb") as file:
             options = pa.ipc.IpcReadOptions(included_fields=fields or [])
@@ -241,7 +249,7 @@ class StreamTable:
     def __init__(self, source: str, options: InputOptions) -> None:
         self.source = source
         self._options = options
-        self._file: BinaryIO | None = None
+        self._files = ExitStack()
         with open_input(source) as stream:
             text = Source(stream)
             position = options.begin(text)
@@ -266,12 +274,12 @@ class StreamTable:
     def batches(self) -> HashedBatches:
         return StreamBatches(self._opened(), self._options, self.schema)
 
+    def close(self) -> None:
+        self._files.close()
+
     def _opened(self) -> BinaryIO:
-        """The file from its beginning; it is closed with the process, or when it is opened again."""
-        if self._file is not None:
-            self._file.close()
-        self._file = Path(self.source).open("rb")  # noqa: SIM115 - closed above
-        return self._file
+        """The file from its beginning."""
+        return self._files.enter_context(open_input(self.source))
 
 
 class TextHash:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -287,9 +288,9 @@ def _embed_table(
     from ..io.embed_run import EmbedRun
 
     refuse_output(source, target)
-    table = open_table(source, input_format=options.input_format, field=options.field)
-    columns.check(table.schema)
-    with bar_of(table.rows, output=str(target)) as progress:
-        run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
-        done = embed_table(run, table, columns=columns, target=target, restart=restart, progress=progress)
+    with closing(open_table(source, input_format=options.input_format, field=options.field)) as table:
+        columns.check(table.schema)
+        with bar_of(table.rows, output=str(target)) as progress:
+            run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
+            done = embed_table(run, table, columns=columns, target=target, restart=restart, progress=progress)
     report(run, done, where=f"the column `{columns.error}`")

@@ -7,7 +7,7 @@ import pytest
 from ortkit import Bundle
 from tests import tiny_bundles
 
-WORDS = "the quick brown fox jumps over a lazy dog and sleeps while knots dry".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps", "while", "knots", "dry"]
 
 
 @pytest.fixture(scope="session")
