@@ -26,7 +26,8 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.local:
-        cores = options.actors * options.cores
+        # One more for the tasks that read and write.
+        cores = options.actors * options.cores + 1
         ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=1 << 28, _node_ip_address="127.0.0.1")
     else:
         ray.init()

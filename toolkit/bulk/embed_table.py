@@ -58,11 +58,14 @@ def embed_table(
     def finish(files: OutputFiles, done: ResumeState, file: BinaryIO) -> None:
         with os.fdopen(open_regular(files.table, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "r+b") as written:
             writer = table_writer(run.options.output_format, written, schema, vectors=len(table.schema))
-            with files.failed_partial.open("rb") as failures:
-                digest = _write(table, writer, schema, vectors=file, failures=failures, rows=done.rows)
-            if digest != records.digest:
-                raise _changed()
-            writer.close()
+            try:
+                with files.failed_partial.open("rb") as failures:
+                    digest = _write(table, writer, schema, vectors=file, failures=failures, rows=done.rows)
+                _check_unchanged(digest == records.digest)
+                writer.close()
+            except BaseException:
+                writer.abandon()
+                raise
             written.flush()
             os.fsync(written.fileno())
         files.table.replace(files.target)
@@ -81,8 +84,7 @@ def _write(
     with byte_progress("writing", rows * computed.row_bytes) as shown:
         for batch in batches:
             left -= batch.num_rows
-            if left < 0:
-                raise _changed()
+            _check_unchanged(left >= 0)
             found, failed = computed.next(batch.num_rows), errors.next(batch.num_rows)
             added = [vector_column(found, failed), error_column(batch.num_rows, failed)]
             writer.write(with_columns(batch, schema, added))
@@ -90,10 +92,12 @@ def _write(
     return batches.digest
 
 
-def _changed() -> InputError:
-    return InputError(
-        "the input was changed while it was embedded", hint="repeat the command with `--restart` when it is complete"
-    )
+def _check_unchanged(unchanged: bool) -> None:  # noqa: FBT001 - what it checks
+    if not unchanged:
+        raise InputError(
+            "the input was changed while it was embedded",
+            hint="repeat the command with `--restart` when it is complete",
+        )
 
 
 class _Vectors:

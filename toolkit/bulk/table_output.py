@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any, BinaryIO, Protocol
 
@@ -20,6 +21,9 @@ class TableWriter(Protocol):
     def write(self, batch: pa.RecordBatch) -> None: ...
 
     def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """Release the file, which the caller closes, after an error."""
 
 
 def check_types(output_format: OutputFormat, schema: pa.Schema) -> None:
@@ -105,6 +109,12 @@ class ParquetTable:
         self._flush()
         self._writer.close()
 
+    def abandon(self) -> None:
+        # Otherwise it is closed when it is deleted, and writes to a closed file.
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._writer.is_open = False
+
 
 class ArrowTable:
     """An Arrow file. Its dictionaries only grow, since it cannot replace one."""
@@ -144,3 +154,7 @@ class ArrowTable:
 
     def close(self) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(Exception):
+            self._writer.close()
