@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import pickle
 import subprocess
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pytest
 
 from ortkit import Bundle, BundleError, Embedder, InputError, NotFoundError, TruncationWarning
-from ortkit.bulk import Embed
+from ortkit.bulk import Embed, Rerank
 from ortkit.toolkit.bulk import opened as opened_module
+from tests import tiny_bundles
 
 TEXTS = ["the quick brown fox", "", "a lazy dog", None, "knots " * 40, "sleeps"]
 
@@ -176,6 +178,25 @@ def test_tables_that_cannot_be_embedded_are_refused(
         assert refused.value.message == "the model has no prompt `poem`"
 
 
+@pytest.mark.parametrize("name", ["Embed", "Rerank"])
+def test_the_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As wide as all-MiniLM-L6-v2.
+    monkeypatch.setattr(tiny_bundles, "WIDTH", 384)
+    names = {
+        "Embed": Embed,
+        "Rerank": Rerank,
+        "embedder_bundle": tiny_bundles.write_embedder(tmp_path / "embedder"),
+        "reranker_bundle": tiny_bundles.write_reranker(tmp_path / "reranker"),
+    }
+    [test] = doctest.DocTestFinder(recurse=False).find(names[name], name, globs=names)
+    shown: list[str] = []
+
+    failed, tried = doctest.DocTestRunner().run(test, out=shown.append)
+
+    assert (failed, tried) == (0, len(test.examples)), "".join(shown)
+    assert tried > 2
+
+
 def test_two_columns_of_one_name_are_refused(small_embedder: Bundle) -> None:
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     with pytest.raises(InputError, match="the table has 2 columns `text`"):
@@ -234,7 +255,7 @@ def counted(file):
     return real(file)
 verified_files.hash_of = counted
 import pyarrow as pa
-from ortkit.bulk import Embed
+from ortkit.bulk import Embed, Rerank
 Embed(sys.argv[1], workers=1)(pa.table({"text": ["fox"]}))
 print(count)
 """
