@@ -287,3 +287,9 @@ def test_a_damaged_bundle_is_refused(small_embedder: Bundle, tmp_path: Path) -> 
 
     with pytest.raises(BundleError, match="was changed"):
         Embed(copy)(pa.table({"text": ["fox"]}))
+
+
+def test_no_engine_is_imported() -> None:
+    code = "import sys, ortkit.bulk; print(sorted({'ray', 'pyspark', 'pandas', 'dask'} & sys.modules.keys()))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
