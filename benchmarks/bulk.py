@@ -34,4 +34,4 @@ def main(bundle: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 2000)
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 800)
