@@ -16,6 +16,8 @@ PAUSE = 0.5
 """Seconds before each run, in which the threads of the run before stop spinning."""
 QUIET = 0.1
 """Cores that other processes may use in the pauses."""
+_BUSY: list[float] = []
+"""Cores that other processes used in each pause of this process."""
 
 
 def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[list[Measured]]:
@@ -34,6 +36,7 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
             time.sleep(PAUSE)
             busy.append((busy_seconds() - before) / PAUSE)
             figures.append(run())
+    _BUSY.extend(busy)
     if mean(busy) > QUIET:
         print(
             f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy: do not quote this run; "
@@ -41,6 +44,11 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
             file=sys.stderr,
         )
     return measured
+
+
+def busy_cores() -> float | None:
+    """Cores that other processes used in the pauses of this process so far, on average; None before the first."""
+    return mean(_BUSY) if _BUSY else None
 
 
 def busy_seconds() -> float:
