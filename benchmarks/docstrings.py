@@ -22,7 +22,7 @@ HELD_OUT = ("networkx",)
 PROJECTS = {"sklearn": "scikit-learn"}
 """Packages whose distribution has another name."""
 SUMMARY_WORDS = range(4, 26)
-PASSAGE_WORDS = 48
+PASSAGE_WORDS = 40
 FEWEST_WORDS = 15
 SENTENCE_WORDS = range(6, 21)
 SHARE_OF_SENTENCES = 0.3

@@ -14,16 +14,16 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import question_set
-from benchmarks.contest import Contestant, Worker, workers_of
-from benchmarks.peers import BUNDLE, ONNX_GRAPH, PEERS, openvino_folder, peers_python
+from benchmarks.contest import Contestant, Worker, with_best_budget, workers_of
+from benchmarks.peers import BUNDLE, ONNX_GRAPH, PEERS, openvino_folder, peers_python, version_in
 from benchmarks.processor import processor
+from benchmarks.ranking_metrics import Scores, answer_ranks, mean_tau, ndcg_of_answers, ndcg_to, reciprocal_rank
 from benchmarks.retrieval import CANDIDATES, first_questions, retrieve
 from benchmarks.rounds import take_turns
 from benchmarks.seeded import Shape, bundle_of, digest_of, onnx_folder, seeded_checkpoint
@@ -33,7 +33,6 @@ from benchmarks.trained_reranker import trained_checkpoint
 from benchmarks.worker import Search, System, Task
 from ortkit import Bundle, Embedder, Kind, Precision
 from ortkit.exporters.certification.probe import calibration_pairs, probe_searches
-from ortkit.exporters.certification.rank_correlation import kendall_tau
 from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
 from ortkit.exporters.encoder.quantize import ladder_step
@@ -58,9 +57,6 @@ CHECKPOINTS = {
 PROBE, SEARCHES, QUESTIONS, TIMED = "probe", "searches", "questions", "timed"
 """Sets of searches: of certificates, of news texts, of questions with a known answer; and the one that is timed."""
 DOCUMENT_WORDS = 88
-CUTOFF = 10
-Scores = NDArray[np.float32]
-"""(searches, documents)"""
 
 
 def bundles_of_recipes(checkpoint: Path, exact: Path) -> dict[str, Path]:
@@ -97,15 +93,19 @@ def _digest(recipe: Recipe) -> str:
     return digest_of(str(dataclasses.replace(recipe, float32=frozenset())).encode())
 
 
-def contestants_of(checkpoint: Path, peers: Path | None) -> list[Contestant]:
-    """float32 first, then the recipes, then OpenVINO where its environment is given."""
+def contestants_of(checkpoint: Path, peers: Path | None, timed: Sequence[Search] = ()) -> list[Contestant]:
+    """float32 first, then the recipes, then OpenVINO where its environment is given.
+
+    OpenVINO gets the batch size that is fastest on the searches `timed`, if any.
+    """
     exact = bundle_of(checkpoint, Precision.FP32)
     found = [Contestant("float32", System.ORTKIT, exact)]
     found += [Contestant(name, System.ORTKIT, bundle) for name, bundle in bundles_of_recipes(checkpoint, exact).items()]
     if peers is not None:
         python = peers_python(peers)
         folder = openvino_folder(python, onnx_folder(checkpoint), ONNX_GRAPH, calibration_pairs())
-        found.append(Contestant("openvino int8", System.OPENVINO, folder, python))
+        openvino = Contestant(f"openvino {version_in(python, 'openvino')} int8", System.OPENVINO, folder, python)
+        found.append(with_best_budget(Task.RERANK, openvino, timed) if timed else openvino)
     return found
 
 
@@ -127,40 +127,6 @@ def sets_of(options: argparse.Namespace) -> tuple[dict[str, list[Search]], NDArr
 def outputs_of(worker: Worker, name: str) -> Scores:
     worker.run(name)
     return worker.outputs_of(name)
-
-
-def mean_tau(found: Scores, exact: Scores) -> float:
-    """Kendall's tau to float32, the mean over searches."""
-    return mean(kendall_tau(*both) for both in zip(found.tolist(), exact.tolist(), strict=True))
-
-
-def ndcg_to(found: Scores, exact: Scores) -> float:
-    """nDCG@10 with linear gains by float32's rank: its first document has 1, its last 0."""
-    count = exact.shape[1]
-    gains = np.empty(exact.shape)
-    places = np.argsort(-exact, axis=1, kind="stable")
-    np.put_along_axis(gains, places, np.broadcast_to(np.linspace(1, 0, count), exact.shape), axis=1)
-    discounts = 1 / np.log2(np.arange(2, 2 + min(CUTOFF, count)))
-    best = np.linspace(1, 0, count)[: len(discounts)] @ discounts
-    order = np.argsort(-found, axis=1, kind="stable")[:, : len(discounts)]
-    return float((np.take_along_axis(gains, order, axis=1) @ discounts / best).mean())
-
-
-def answer_ranks(found: Scores, places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The rank of each question's answer from 1, infinite where it is not among the candidates."""
-    order = np.argsort(-found, axis=1, kind="stable")
-    hits = order == places[:, np.newaxis]
-    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
-
-
-def reciprocal_rank(ranks: NDArray[np.float64]) -> float:
-    """MRR@10."""
-    return float(np.where(ranks <= CUTOFF, 1 / ranks, 0).mean())
-
-
-def ndcg_of_answers(ranks: NDArray[np.float64]) -> float:
-    """nDCG@10 with one relevant document a question."""
-    return float(np.where(ranks <= CUTOFF, 1 / np.log2(1 + ranks), 0).mean())
 
 
 def rows_of(
@@ -208,7 +174,8 @@ def main() -> None:
     sets, places = sets_of(options)
     print(f"\n{processor()}")
     for model in options.models:
-        contestants = contestants_of(CHECKPOINTS[model](), None if options.no_openvino else options.peers)
+        peers = None if options.no_openvino else options.peers
+        contestants = contestants_of(CHECKPOINTS[model](), peers, sets[TIMED] if options.rounds else ())
         with workers_of(Task.RERANK, contestants, sets) as workers:
             header, rows = rows_of(workers, places, options.rounds, answers=model == TRAINED)
         if model == TRAINED:
