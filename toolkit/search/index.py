@@ -76,7 +76,7 @@ class Index:
         """Make the index of a folder, or update it: only new and changed files are read, only new texts embedded.
 
         A file is unchanged where its size and time of change are, or else its sha256. What cannot be read is listed in
-        `update_report`. An interrupted run resumes. `restart` builds it anew; readers see the old one until it is done.
+        `update_report`. An interrupted run resumes. `restart` rebuilds it; readers see the old one until it is done.
 
         Raises InputError for an index of another bundle, folder or chunk size without `restart`, and where nothing can
         be indexed; NotFoundError for a missing folder; OutputError where the index cannot be written, and while another

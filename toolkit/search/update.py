@@ -108,7 +108,7 @@ def _published(path: Path, *, restart: bool) -> IndexFile | None:
 
 def _check_origin(path: Path, was: Origin, now: Origin) -> None:
     """Raise InputError where vectors or chunks would be mixed with others."""
-    again = "to build it anew, add `--restart`, in Python `restart=True`"
+    again = "to rebuild it, add `--restart`, in Python `restart=True`"
     if was.bundle.digest != now.bundle.digest:
         raise InputError(
             f"the index `{path}` was built with the bundle `{was.bundle.name}` ({was.bundle.digest[:16]}...), and this "
@@ -333,7 +333,7 @@ class _Update:
         try:
             return published_files(self._path, self._workspace.published)
         except OrtkitError:
-            # What is built anew may be damaged.
+            # What is rebuilt may be damaged.
             if restart:
                 return {}
             raise

@@ -146,7 +146,7 @@ def test_added_changed_removed(index: Index, manuals: Path, tiny_embedder: Embed
     assert (report.added, report.changed, report.removed, report.unchanged) == (1, 1, 1, 2)
     assert index.reload()
     assert index.facts.generation == 2
-    # As if it were built anew.
+    # As if it were built from scratch.
     with Index.build(index.path.with_name("other.index"), manuals, tiny_embedder, chunk_tokens=48) as other:
         assert contents(index) == contents(other)
         for query in ("pump", "the dog", "rope", "水泵"):
@@ -321,7 +321,7 @@ def test_another_folder(tmp_path: Path, index: Index) -> None:
         f"the index `{index.path}` is that of the folder `{index.facts.folder}`, and not of `{other}`"
     )
     assert caught.value.hint == (
-        "use another name for the index; to build it anew, add `--restart`, in Python `restart=True`"
+        "use another name for the index; to rebuild it, add `--restart`, in Python `restart=True`"
     )
 
 
@@ -350,7 +350,7 @@ def test_another_bundle(index: Index, manuals: Path, other_bundle: Bundle) -> No
         Index.open(index.path, embedder=other_bundle.path)
     assert caught.value.exit_code == 7
     assert "--restart" in str(caught.value.hint)
-    # A reader of the old one goes on, and does not take vectors of another model.
+    # A reader of the old one continues, and does not take vectors of another model.
     with Index.build(index.path, manuals, other_bundle.path, chunk_tokens=48, restart=True) as made:
         assert made.facts.dimension == 6
         assert made.search("fox")
