@@ -33,7 +33,7 @@ LADDER = (
 )
 """The recipes without a float32 linear layer, fastest first; `benchmarks/README.md` has speed and accuracy of each.
 
-A search goes on with the last of them and as few linear layers in float32 as the threshold needs.
+A search continues with the last of them and as few linear layers in float32 as the threshold needs.
 """
 
 
