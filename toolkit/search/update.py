@@ -209,12 +209,12 @@ class _Update:
                 return
         except UnreadableFileError as error:
             self._drop(pending)
-            self._skip(file, error.message)
+            self._skip(file, _reason(error))
             # What it was is gone; what it is now has no text.
             self._names.discard(file.name)
         except MissingPartError as error:
             self._drop(pending)
-            self._skip(file, error.message if error.hint is None else f"{error.message}: {error.hint}")
+            self._skip(file, _reason(error))
         except OSError as error:
             if isinstance(error, OrtkitError):
                 raise
@@ -354,6 +354,10 @@ class _Update:
             f"there is nothing to index in `{self._folder}`: {found}{consequence}",
             hint="name another folder, or look at the patterns and the ignore files",
         )
+
+
+def _reason(error: OrtkitError) -> str:
+    return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
 def _encodable(chunk: Chunk) -> Chunk:
