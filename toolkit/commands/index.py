@@ -266,7 +266,7 @@ def _print_files(files: Sequence[SkippedFile], *, verbose: bool) -> None:
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     for reason, names in ordered[:_SHOWN_REASONS]:
         named = ", ".join(names[:_SHOWN_FILES]) + (", ..." if len(names) > _SHOWN_FILES else "")
-        say(f"  {reason}: {counted(len(names), 'file')} ({named})", err=True)
+        say(f"  {reason} ({counted(len(names), 'file')}: {named})", err=True)
     left = len(ordered) - _SHOWN_REASONS
     if left > 0:
         say(f"  and for {counted(left, 'other reason')}", err=True)

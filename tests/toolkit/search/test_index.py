@@ -111,9 +111,7 @@ def test_nothing_changed(index: Index, counted: Counted) -> None:
     assert not index.reload()
 
 
-def test_old_files_are_known_by_size_and_time(
-    index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_files_are_known_by_size_and_time(index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files whose time is long before they were hashed are not read again; the others are hashed."""
     for path in manuals.rglob("*.*"):
         os.utime(path, ns=(10**18, 10**18))
@@ -248,9 +246,7 @@ def test_a_file_that_cannot_be_opened_stays_as_it_was(
     assert (report.wrote, report.unchanged) == (False, 4)
 
 
-def test_files_that_vanish_and_change_meanwhile(
-    index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_vanish_and_change_meanwhile(index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(manuals, {"log.txt": "first line", "gone.txt": "soon gone"})
     original = update.read_document
 
