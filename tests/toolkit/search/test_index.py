@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_a_change_of_the_same_size_just_after(index: Index, manuals: Path) -> No
     assert any("cat" in text for _, text in contents(index))
 
 
-def test_added_changed_removed(index: Index, manuals: Path, counted: Counted, tiny_embedder: Embedder) -> None:
+def test_added_changed_removed(index: Index, manuals: Path, tiny_embedder: Embedder) -> None:
     (manuals / "boats/knots.md").unlink()
     rename_content(manuals / "notes.txt", "And the dog sleeps.\n")
     write_files(manuals, {"new.txt": "A third kind of pump."})
@@ -177,9 +178,7 @@ def test_equal_texts_are_embedded_once(tmp_path: Path, tiny_embedder: Embedder, 
         assert [hit.file for hit in made.search("text")] == ["a/same.txt", "b/same.txt", "c/same.txt"]
 
 
-def test_many_batches(
-    tmp_path: Path, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch, counted: Counted
-) -> None:
+def test_many_batches(tmp_path: Path, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files over several batches, updates over several segments, and their merging: always as if built at once."""
     monkeypatch.setattr(update, "_BATCH_CHUNKS", 3)
     folder = write_files(tmp_path / "folder", {f"{n}.txt": f"Text {n} of the dog.\n" * 9 for n in range(8)})
@@ -258,7 +257,7 @@ def test_files_that_vanish_and_change_meanwhile(index: Index, manuals: Path, mon
         if found.name == "gone.txt":
             list(document.passages)
             found.path.unlink()
-            return original.__call__(found)
+            return original(found)
         return document
 
     monkeypatch.setattr(update, "read_document", slow)
@@ -271,7 +270,7 @@ def test_files_that_vanish_and_change_meanwhile(index: Index, manuals: Path, mon
     assert again(index).added == 1
 
 
-def test_a_file_that_is_no_file_any_more(tmp_path: Path, manuals: Path) -> None:
+def test_a_file_that_is_no_file_any_more(tmp_path: Path) -> None:
     from ortkit.toolkit.search.folder import FoundFile
 
     os.mkfifo(tmp_path / "pipe")
@@ -279,7 +278,7 @@ def test_a_file_that_is_no_file_any_more(tmp_path: Path, manuals: Path) -> None:
         update.stamp_of(FoundFile("pipe", tmp_path / "pipe", 0, 0))
 
 
-def test_the_index_is_not_indexed(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
+def test_the_index_is_not_indexed(manuals: Path, tiny_embedder: Embedder) -> None:
     with Index.build(manuals / "own", manuals, tiny_embedder) as made:
         assert made.facts.files == 4
         assert not again(made, chunk_tokens=None).wrote
@@ -292,7 +291,7 @@ def test_nothing_to_index(tmp_path: Path, index: Index, manuals: Path, tiny_embe
         Index.build(tmp_path / "x.index", empty, tiny_embedder)
     assert caught.value.message == f"there is nothing to index in `{empty}`: no file of it matches the rules"
     (empty / "nothing.txt").touch()
-    with pytest.raises(InputError, match=r"nothing to index in `.*`: it has no file with text$|cannot be read"):
+    with pytest.raises(InputError, match=r"nothing to index in `.*`: it has no file with text\n"):
         Index.build(tmp_path / "x.index", empty, tiny_embedder)
     with pytest.raises(NotFoundError):
         Index.open(tmp_path / "x.index", embedder=tiny_embedder)
@@ -389,7 +388,7 @@ def test_the_bundle_is_found(
         Index.open(stick / "manuals.index")
 
 
-def test_closing(tmp_path: Path, index: Index) -> None:
+def test_closing(index: Index) -> None:
     opened = Index.open(index.path)
     model = opened.embedder
     opened.close()
@@ -433,7 +432,7 @@ def test_two_writers(index: Index) -> None:
 def test_a_folder_that_is_not_an_index(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
     with pytest.raises(OutputError, match=r"`.*` is not an index: it holds `boats`") as caught:
         Index.build(manuals, manuals, tiny_embedder)
-    assert caught.value.hint is not None
+    assert caught.value.hint == "name a new folder for the index"
     assert sorted(path.name for path in manuals.iterdir()) == sorted({"boats", "notes.txt", "中文.txt"})
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"`.*file` cannot be written: it is a file"):
@@ -494,8 +493,6 @@ def test_an_interrupted_run_resumes(
 
     monkeypatch.setattr(Embedder, "embed_passages", interrupted)
     before = contents(index)
-    calls = -100
-    calls = 0
     with pytest.raises(KeyboardInterrupt):
         again(index)
     monkeypatch.setattr(Embedder, "embed_passages", original)
@@ -524,13 +521,15 @@ def test_readers_beside_a_writer(tmp_path: Path, tiny_embedder: Embedder) -> Non
                     if len(texts) != 1:
                         faults.append(texts)
                     own.reload()
+                    # The writer shares the cores.
+                    time.sleep(0.02)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test fails
             faults.append(error)
 
     readers = [threading.Thread(target=read) for _ in range(20)]
     for reader in readers:
         reader.start()
-    for generation in range(1, 8):
+    for generation in range(1, 5):
         for path in folder.iterdir():
             rename_content(path, f"generation {generation}")
         again(built, chunk_tokens=None)
@@ -577,9 +576,9 @@ def test_arrays_of_another_shape(index: Index) -> None:
     path.write_bytes(content.replace(b", 8)", b", 4)"))
     opening_fails(index, r"has an array float32 \(\d+, 4\) instead of float32 \(\d+, 8\)")
     path.write_bytes(content.replace(b"<f4", b"|O8"))
-    opening_fails(index, "is not a valid .npy file")
+    opening_fails(index, r"is not a valid \.npy file")
     path.write_bytes(b"x" * len(content))
-    opening_fails(index, "is not a valid .npy file")
+    opening_fails(index, r"is not a valid \.npy file")
 
 
 def test_a_damaged_database(index: Index) -> None:
@@ -631,5 +630,5 @@ def test_rules(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("arguments", [{"restart": "yes"}, {"path": 3}, {"folder": 3}, {"path": ""}])
 def test_arguments(arguments: dict[str, Any], tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
-    with pytest.raises(InputError, match="must be|is an empty path"):
+    with pytest.raises(InputError, match=r"must be|is an empty path"):
         Index.build(**{"path": tmp_path / "x", "folder": manuals, "embedder": tiny_embedder} | arguments)
