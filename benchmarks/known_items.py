@@ -1,7 +1,7 @@
 """Collections to search whose answers are known: a document's own summary is the query (known-item search).
 
-Azzopardi, de Rijke and Balog, Building simulated queries for known-item topics, SIGIR 2007; here the queries are written
-by people. Nothing is kept in the repository: the texts are read from this machine's packages.
+Known-item search as in Azzopardi, de Rijke and Balog (SIGIR 2007), but with queries that people wrote. Nothing is kept in
+the repository: the texts are read from this machine's packages.
 """
 
 from __future__ import annotations
@@ -74,8 +74,12 @@ def questions() -> Collection:
     files = dict(zip(names, retrieval.passages, strict=True))
     for name, title in zip(names, titles, strict=False):
         files[name] = f"# {title}\n\n{files[name].removeprefix(f'{title}. ')}"
-    queries = [Query(question, names[place]) for question, place in zip(retrieval.questions, retrieval.answers, strict=True)]
-    source = f"`{PASSAGES.name}` and `{QUESTIONS.name}` of this repository (Apache-2.0), among Lee's news texts (gensim)"
+    queries = [
+        Query(question, names[place]) for question, place in zip(retrieval.questions, retrieval.answers, strict=True)
+    ]
+    source = (
+        f"`{PASSAGES.name}` and `{QUESTIONS.name}` of this repository (Apache-2.0), among Lee's news texts (gensim)"
+    )
     return Collection("questions", source, files, queries)
 
 

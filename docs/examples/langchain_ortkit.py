@@ -1,4 +1,4 @@
-"""ortkit's embedder, reranker and index as classes of LangChain: `python langchain_ortkit.py INDEX QUERY [RERANKER]`."""
+"""ortkit's embedder, reranker and index in LangChain: `python langchain_ortkit.py INDEX QUERY [RERANKER]`."""
 
 import sys
 from collections.abc import Sequence

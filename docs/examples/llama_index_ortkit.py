@@ -1,4 +1,4 @@
-"""ortkit's embedder, reranker and index as classes of LlamaIndex: `python llama_index_ortkit.py INDEX QUERY [RERANKER]`."""
+"""ortkit's embedder, reranker and index in LlamaIndex: `python llama_index_ortkit.py INDEX QUERY [RERANKER]`."""
 
 import asyncio
 import sys
