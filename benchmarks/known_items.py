@@ -1,7 +1,7 @@
 """Collections to search whose answers are known: a document's own summary is the query (known-item search).
 
-Known-item search as in Azzopardi, de Rijke and Balog (SIGIR 2007), but with queries that people wrote. Nothing is kept in
-the repository: the texts are read from this machine's packages.
+Known-item search as in Azzopardi, de Rijke and Balog (SIGIR 2007), but with queries that people wrote. Nothing is kept
+in the repository: the texts are read from this machine's packages.
 """
 
 from __future__ import annotations
