@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import sysconfig
+import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def questions() -> Collection:
 def docstrings(count: int) -> Collection:
     """Docstrings of Python's standard library: the first line finds the rest."""
     source = f"docstrings of the standard library of Python {platform.python_version()} (PSF-2.0)"
-    return collection("docstrings", source, documented(Path(sysconfig.get_path("stdlib"))), count)
+    return collection("docstrings", source, documented(), count)
 
 
 def descriptions(count: int, lists: Path | None) -> Collection:
@@ -129,18 +130,25 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def documented(library: Path) -> Iterator[Item]:
-    """The docstrings of a folder of Python modules that have more than a summary."""
+def documented() -> Iterator[Item]:
+    """The docstrings of Python's standard library that have more than a summary."""
+    for module in library_modules():
+        for name, docstring in docstrings_of(module.text):
+            summary, _, rest = docstring.partition("\n\n")
+            yield Item(f"{module.name.removesuffix('.py')}{name}.txt", " ".join(summary.split()), rest.strip())
+
+
+def library_modules() -> Iterator[Item]:
+    """The sources of Python's standard library, under names such as `json.decoder.py`."""
+    library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
         if NOT_DOCUMENTED.isdisjoint(relative.parts):
-            module = ".".join(relative.with_suffix("").parts)
-            for name, docstring in docstrings_of(path.read_bytes()):
-                summary, _, rest = docstring.partition("\n\n")
-                yield Item(f"{module}{name}.txt", " ".join(summary.split()), rest.strip())
+            with tokenize.open(path) as source:  # in the encoding that it declares
+                yield Item(".".join(relative.parts), "", source.read())
 
 
-def docstrings_of(source: bytes) -> Iterator[tuple[str, str]]:
+def docstrings_of(source: str) -> Iterator[tuple[str, str]]:
     """The names of what has a docstring, after a dot, with the docstring."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's escapes in strings
