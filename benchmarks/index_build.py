@@ -1,4 +1,4 @@
-"""Build rate of an index relative to `ortkit embed` of the same chunks, on package descriptions and Python's sources."""
+"""Build rate of an index relative to `ortkit embed` of its chunks, on package descriptions and Python's sources."""
 
 from __future__ import annotations
 
