@@ -84,13 +84,13 @@ def questions() -> Collection:
     return Collection("questions", source, files, queries)
 
 
-def docstrings(count: int) -> Collection:
+def docstrings(count: int, documents: int | None = None) -> Collection:
     """Docstrings of Python's standard library: the first line finds the rest."""
     source = f"docstrings of the standard library of Python {platform.python_version()} (PSF-2.0)"
-    return collection("docstrings", source, documented(), count)
+    return collection("docstrings", source, documented(), count, documents)
 
 
-def descriptions(count: int, lists: Path | None) -> Collection:
+def descriptions(count: int, documents: int | None, lists: Path | None) -> Collection:
     """Descriptions of Debian's packages: the synopsis finds the long description, which begins the file's name."""
     files = apt_files(lists)
     if not files:
@@ -99,13 +99,18 @@ def descriptions(count: int, lists: Path | None) -> Collection:
     # Of packages that share a description, the one with the shortest name.
     items.sort(key=lambda item: (len(item.name), item.name))
     source = f"descriptions of the packages of {debian_release(files)} (each under its package's license)"
-    return collection("descriptions", source, items, count)
+    return collection("descriptions", source, items, count, documents)
 
 
-def collection(name: str, source: str, items: Iterable[Item], count: int) -> Collection:
-    """A collection of all items that can be told apart, with the queries of `count` of them, chosen with a seed."""
+def collection(name: str, source: str, items: Iterable[Item], count: int, documents: int | None) -> Collection:
+    """A collection of the items that can be told apart, or some of them, with the queries of `count` of these.
+
+    Both are chosen with a seed; the queries are the same for any number of documents.
+    """
     distinct = list(distinct_items(items))
-    chosen = Random(SEED).sample(distinct, min(count, len(distinct)))
+    Random(SEED).shuffle(distinct)
+    distinct = distinct[:documents]
+    chosen = distinct[:count]
     files = {item.name: item.text for item in distinct}
     return Collection(name, source, files, [Query(item.summary, item.name) for item in chosen])
 

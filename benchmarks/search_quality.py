@@ -156,10 +156,10 @@ def difference_rows(measured: Sequence[Quality]) -> list[list[str]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def collection_of(name: str, count: int, lists: Path | None) -> Collection:
+def collection_of(name: str, count: int, documents: int | None, lists: Path | None) -> Collection:
     if name == "questions":
         return questions()
-    return docstrings(count) if name == "docstrings" else descriptions(count, lists)
+    return docstrings(count, documents) if name == "docstrings" else descriptions(count, documents, lists)
 
 
 def report(collection: Collection, name: str, index: Index, measured: Sequence[Quality]) -> None:
@@ -184,6 +184,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--reranker", type=Path, metavar="BUNDLE", help="add fusion with reranking")
     parser.add_argument("--collections", nargs="+", choices=COLLECTIONS, default=COLLECTIONS)
     parser.add_argument("--queries", type=int, default=QUERIES, help="of each collection of known items")
+    parser.add_argument("--documents", type=int, help="of each collection of known items; default: all")
     parser.add_argument("--apt-lists", type=Path, metavar="FOLDER", help="with the Translation files of APT")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep files and indexes here, for another run")
     return parser.parse_args()
@@ -196,7 +197,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         for name in options.collections:
-            collection = collection_of(name, options.queries, options.apt_lists)
+            collection = collection_of(name, options.queries, options.documents, options.apt_lists)
             folder = work / name
             if not folder.exists():
                 collection.write(folder)
