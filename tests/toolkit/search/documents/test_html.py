@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - Cyrillic
 from __future__ import annotations
 
 import html
@@ -104,10 +105,8 @@ def test_xhtml_names_its_encoding_at_the_beginning(tmp_path: Path) -> None:
         ("<p>one<nav>menu<p>two", ["one", "menu", "two"]),
         ("<p>one<![endif]--><p>two", ["one", "two"]),
         ("<p>one<![foo[ bar ]]><p>two", ["one", "two"]),
-        ("<p>one<!-- comment <p>two", ["one"]),
         ("<p>one</p></p></div></nav><p>two", ["one", "two"]),
         ("<p>a < b && c > d &unknown; &#xD800; &#0; &#1114112;", None),
-        ("<p attr='<p>unclosed", []),
         ("text <", ["text <"]),
         ("<nav><nav>in</nav>in</nav>out", ["out"]),
         ("<script>unclosed <p>one", []),
@@ -129,39 +128,17 @@ def test_malformed_html(content: str, expected: list[str] | None) -> None:
         assert found == expected
 
 
+@pytest.mark.parametrize("content", ["one<!-- comment <p>two", "one<p attr='<p>unclosed", "one<![CDATA[x", "one<?php"])
+def test_what_is_unclosed_at_the_end_does_not_hide_what_is_before(content: str) -> None:
+    """Python's releases differ in what they make of the rest."""
+    assert "".join(passage.text for passage in read_html(content)[1]).startswith("one")
+
+
 TAGS = st.sampled_from(
     [
-        "<p>",
-        "</p>",
-        "<nav>",
-        "</nav>",
-        "<td>",
-        "<tr>",
-        "<table>",
-        "</table>",
-        "<h1>",
-        "</h1>",
-        "<h3>",
-        "<pre>",
-        "</pre>",
-    ]
-    + [
-        "<script>",
-        "</script>",
-        "<!--",
-        "-->",
-        "<![",
-        "<!x",
-        "<?",
-        "&",
-        "&#",
-        "<",
-        ">",
-        "\n",
-        "text",
-        '"',
-        "<a b='",
-        "<br/>",
+        *("<p>", "</p>", "<nav>", "</nav>", "<td>", "<tr>", "<table>", "</table>", "<h1>", "</h1>", "<h3>", "<pre>"),
+        *("</pre>", "<script>", "</script>", "<!--", "-->", "<![", "<!x", "<?", "&", "&#", "<", ">", "\n", "text"),
+        *('"', "<a b='", "<br/>"),
     ]
 )
 
