@@ -78,8 +78,18 @@ if TYPE_CHECKING:
     from .runtime.text.messages import Message as Message, Messages as Messages
     from .runtime.text.tokenizer import LongTexts as LongTexts
     from .runtime.text.tools import ToolCall as ToolCall
+    from .toolkit.search.chunks import ChunkSettings as ChunkSettings
+    from .toolkit.search.documents.document import Place as Place
+    from .toolkit.search.facts import (
+        IndexFacts as IndexFacts,
+        IndexProgress as IndexProgress,
+        UpdateReport as UpdateReport,
+    )
+    from .toolkit.search.folder import FolderRules as FolderRules, SkippedFile as SkippedFile
+    from .toolkit.search.hits import Hit as Hit, HitScores as HitScores, SearchMode as SearchMode
+    from .toolkit.search.index import Index as Index
 
-_MODULES = {
+_RUNTIME = {
     "bundle.bundle": "Bundle",
     "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
     "decoder.batch": "Batch BatchStats BatchStream",
@@ -111,8 +121,21 @@ _MODULES = {
     "text.tokenizer": "LongTexts",
     "text.tools": "ToolCall",
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
-"""The module of each public name, in `runtime`."""
+_SEARCH = {
+    "chunks": "ChunkSettings",
+    "documents.document": "Place",
+    "facts": "IndexFacts IndexProgress UpdateReport",
+    "folder": "FolderRules SkippedFile",
+    "hits": "Hit HitScores SearchMode",
+    "index": "Index",
+}
+_HOMES = {
+    name: f"{folder}.{module}"
+    for folder, modules in (("runtime", _RUNTIME), ("toolkit.search", _SEARCH))
+    for module, names in modules.items()
+    for name in names.split()
+}
+"""The module of each public name."""
 __all__ = list(_HOMES)
 __all__ += ["__version__"]
 
@@ -120,7 +143,7 @@ __all__ += ["__version__"]
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    found: object = getattr(import_module(f"{__name__}.runtime.{_HOMES[name]}"), name)
+    found: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     # The next time it is found without asking.
     globals()[name] = found
     return found
