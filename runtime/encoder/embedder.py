@@ -147,7 +147,7 @@ class Embedder(Encoder, Closable):
             >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
             (2, 384)
         """
-        chosen = self._checked_options(self._first_prompt(_PASSAGE_PROMPTS), options)
+        chosen = self._checked_options(self.passage_prefix, options)
         return self._warned(self._run(passages, chosen, name="passages"))
 
     @takes_keywords(EmbedOptions)
@@ -239,6 +239,11 @@ class Embedder(Encoder, Closable):
     def dimension(self) -> int:
         """Components of an embedding, before `dim` truncates it."""
         return self.facts.dimension
+
+    @property
+    def passage_prefix(self) -> str:
+        """What `embed_passages` puts before each passage; empty without such a prompt."""
+        return self._first_prompt(_PASSAGE_PROMPTS)
 
     def _check_width(self, found: int) -> None:
         """Raise BundleError where the graph's token embeddings have another size than the manifest says."""

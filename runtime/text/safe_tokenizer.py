@@ -58,7 +58,7 @@ class _Ids:
 
 
 @dataclass(frozen=True)
-class _Spans:
+class Spans:
     """Token ids of a whole text, and their offsets in characters."""
 
     ids: NDArray[np.int64]
@@ -210,7 +210,7 @@ class SafeTokenizer:
                     held -= len(parts.pop(0))
         return _Ids(kept(np.concatenate([np.empty(0, np.int64), *parts]), keep, left=left), total)
 
-    def spans(self, text: str) -> _Spans:
+    def spans(self, text: str) -> Spans:
         """Token ids of a whole text with their offsets; raises UnreadableError."""
         ids: list[NDArray[np.int64]] = []
         offsets: list[NDArray[np.int64]] = []
@@ -225,7 +225,7 @@ class SafeTokenizer:
         fault = self._unknown(whole)
         if fault is not None:
             raise UnreadableError(fault)
-        return _Spans(whole, starts, ends)
+        return Spans(whole, starts, ends)
 
     def grouped(self, text: str, *, at_once: int | None = None) -> Iterator[list[str]]:
         """The pieces of a long text, grouped for one call of `tokenizers` each."""

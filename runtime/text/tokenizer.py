@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import Side, TokenizerFacts
 from ..errors import BundleError, InputError, TextError
-from .safe_tokenizer import UnreadableError, open_tokenizer
+from .safe_tokenizer import Spans, UnreadableError, open_tokenizer
+from .sentences import sentence_starts
 
 BLOCK = 256
 """Texts to tokenize at a time."""
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])|(?=\n)")  # noqa: RUF001 - CJK
 
 
 class LongTexts(StrEnum):
@@ -92,6 +91,23 @@ class Tokenizer:
             yield text.tokens + text.dropped
         _refuse_faulty(faults, 0)
 
+    def sizes(self, texts: Sequence[str], *, prefix: str = "") -> list[int | str]:
+        """Count tokens as `count` does; for a text that cannot be tokenized, the reason (a predicate) instead."""
+        faults: dict[int, str] = {}
+        sizes = [text.tokens + text.dropped for text in self._read(texts, faults, prefix=prefix)]
+        return [faults.get(index, size) for index, size in enumerate(sizes)]
+
+    def spans(self, text: str) -> Spans:
+        """Token ids of a text without special tokens, and where each is in `text`; raises InputError."""
+        cased = self._cased(checked_text(text, "the text"))
+        spans = self.tokenizer.spans(cased)
+        if len(cased) == len(text):
+            return spans
+        # One character may have several in lower case, such as \u0130.
+        origins = np.repeat(np.arange(len(text)), [len(character.lower()) for character in text])
+        origins = np.append(origins, len(text))
+        return Spans(spans.ids, origins[spans.starts], np.maximum(origins[spans.ends], origins[spans.starts]))
+
     def _read(
         self,
         texts: Sequence[str],
@@ -139,7 +155,7 @@ class Tokenizer:
                 f"the prompt alone has {repeated} tokens, and the model's limit is {self.facts.max_length}",
                 hint="long texts cannot be split into chunks with it; use another prompt, or truncate long texts",
             )
-        cuts = np.searchsorted(spans.starts, [match.start() for match in _SENTENCE_END.finditer(text)]).tolist()
+        cuts = np.searchsorted(spans.starts, list(sentence_starts(text))).tolist()
         chunks = []
         start = repeated
         while start < len(ids):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ...runtime.errors import InputError
+from .magic_bytes import binary_format_of, compression_of
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -53,23 +54,6 @@ _ARRAY_BEGINS = re.compile(r'\s*\[\s*["\[{]')
 """The same for a line of which only the beginning is known."""
 _COLUMN_NAME = re.compile(r"[^\W\d]([^!?]{,38}[^\s.!?])?")
 """A short name without the punctuation of a sentence; prose has spaces after its commas."""
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gzip -dc"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -dc"),
-    b"BZh91AY&SY": ("bzip2", "bzip2 -dc"),
-    b"\xfd7zXZ": ("xz", "xz -dc"),
-}
-"""Magic bytes -> compression, and the command that decompresses it."""
-_BINARY = {
-    b"PK\x03\x04": "a ZIP archive or an Office document",
-    b"%PDF": "a PDF",
-    b"PAR1\x15": "Parquet",
-    b"\x93NUMPY": "an npy file",
-    b"GGUF\x03\x00": "a GGUF file",
-    b"ARROW1\x00": "Arrow",
-    b"SQLite format 3\x00": "a SQLite database",
-}
-"""Magic bytes -> binary format that may contain text."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +170,16 @@ def _first_bytes(source: Source) -> bytes:
 
 def _refuse_binary(beginning: bytes, name: str | None) -> None:
     """Raises InputError for a compressed or binary file, with the command that makes text of it."""
-    for start, (kind, command) in _COMPRESSED.items():
-        if beginning.startswith(start):
-            file = shlex.quote(name) if name is not None and name != "-" else "FILE"
-            raise InputError(f"the input is compressed with {kind}", hint=f"unpack it: `{command} {file} | ortkit ...`")
-    for start, kind in _BINARY.items():
-        if beginning.startswith(start):
-            raise InputError(f"the input is {kind}, not text", hint="convert it to plain text, JSONL or CSV first")
+    compression = compression_of(beginning)
+    if compression is not None:
+        file = shlex.quote(name) if name is not None and name != "-" else "FILE"
+        raise InputError(
+            f"the input is compressed with {compression.name}",
+            hint=f"unpack it: `{compression.command} {file} | ortkit ...`",
+        )
+    binary = binary_format_of(beginning)
+    if binary is not None:
+        raise InputError(f"the input is {binary}, not text", hint="convert it to plain text, JSONL or CSV first")
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("the input is UTF-16, not UTF-8", hint="convert it: `iconv -f UTF-16 -t UTF-8`")
 

@@ -1,12 +1,39 @@
-"""Split documents into chunks of the embedder's length."""
+"""Split documents into chunks of the embedder's length, by its own tokenizer.
+
+Passages under one heading are packed into a chunk. A long passage is split where sentences begin, and a long sentence
+between tokens. A chunk repeats the end of the one before, if that is under the same heading. Every chunk is counted as
+it will be embedded, since the tokens of a text need not be those of its parts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+
+import numpy as np
 
 from ...runtime.encoder.embedder import Embedder
-from .documents.document import Document, Place
+from ...runtime.errors import InputError
+from ...runtime.text.sentences import sentence_starts
+from .documents.document import Document, Passage, Place, ReadingReport
+
+DEFAULT_TOKENS = 256
+"""Default length of chunks, for models that read more."""
+_OVERLAP_SHARE = 0.15
+_CONTEXT_SHARE = 4
+"""Title and headings have at most this part of a chunk: a quarter."""
+_FEWEST_TOKENS = 16
+"""Smallest room for the text of a chunk."""
+_LONGEST_SENTENCE = 1 << 13
+"""Characters: a longer one is split before it is tokenized, which is slow and may be refused for much longer ones."""
+_BATCH_CHARACTERS = 1 << 16
+_BATCH_CHUNKS = 128
+_CONTEXT_SEPARATOR = " > "
+_LONGEST_NAME = 1000
+"""Characters of a title or heading that are looked at."""
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -33,19 +60,343 @@ class ChunkSettings:
     max_tokens: int
     """Tokens of `embedded_text`, including special tokens and the passage prompt."""
     overlap: int
-    """Tokens of the text that are repeated in the next chunk under the same heading."""
-    version: int = 1
+    """Largest number of tokens that are repeated in the next chunk under the same heading."""
+    version: int = _VERSION
     """Of the readers and the chunker: another version makes other chunks of the same files."""
 
 
+@dataclass(frozen=True)
+class _Sentence:
+    """A part of a passage that is not split: a sentence, or some tokens of a long one."""
+
+    passage: Passage
+    start: int
+    end: int
+    tokens: int
+    line: int
+    """Line breaks in the passage before `start`."""
+
+    @property
+    def lines(self) -> tuple[int, int] | None:
+        """Lines in the file of the first and last character, whitespace aside."""
+        whole = self.passage.place.lines
+        if whole is None or not self.passage.line_by_line:
+            return whole
+        text = self.passage.text[self.start : self.end]
+        words = text.lstrip()
+        first = whole[0] + self.line + text.count("\n", 0, len(text) - len(words))
+        return first, first + words.rstrip().count("\n")
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A chunk before it is counted as a whole."""
+
+    context: str
+    sentences: list[_Sentence]
+    repeated: int = 0
+    """How many of them are repeated from the chunk before."""
+
+
 class Chunker:
-    """Splits documents into chunks, by the embedder's own tokenizer: at passages, then sentences, then tokens."""
+    """Splits documents into chunks, by the embedder's own tokenizer. Thread-safe.
+
+    >>> [chunk.text for chunk in Chunker(embedder).chunks(Document("Pumps", [Passage("Open the valve.")]))]
+    ['Open the valve.']
+    """
 
     def __init__(self, embedder: Embedder, *, max_tokens: int | None = None, overlap: int | None = None) -> None:
-        raise NotImplementedError(embedder, max_tokens, overlap)
+        """`max_tokens` is the length of chunks in tokens, `overlap` how many of them are repeated in the next.
 
-    settings: ChunkSettings
+        Defaults: 256 or the model's limit, and 15% of that. Raises InputError for what the model cannot read.
+        """
+        self._tokenizer = embedder.tokenizer
+        self._prefix = embedder.passage_prefix
+        self._around = int(embedder.tokenizer.sizes([""], prefix=self._prefix)[0])
+        """Special tokens and those of the prompt."""
+        self._special = len(embedder.tokenizer.before) + len(embedder.tokenizer.after)
+        self.settings = _checked_settings(max_tokens, overlap, most=embedder.max_length, around=self._around)
+        room = self.settings.max_tokens - self._around
+        self._context_room = room // _CONTEXT_SHARE
+        self._longest = room - self._context_room
+        """Tokens of a sentence that fits into every chunk."""
+        self._step = self.settings.overlap or max(1, self._longest // _CONTEXT_SHARE)
+        """Tokens of the pieces of a longer one."""
+        alone, joined = self._tokens_of(["a", "a\n\na"])
+        self._join = max(0, int(joined) - 2 * int(alone))
+        """Tokens of the line breaks between passages."""
 
     def chunks(self, document: Document) -> Iterator[Chunk]:
-        """The chunks of a document, in order; raises UnreadableFileError as its passages do."""
-        raise NotImplementedError(document)
+        """The chunks of a document, in order; raises UnreadableFileError as its passages do.
+
+        What the tokenizer refuses is left out, and counted in the document's report.
+        """
+        drafts = self._drafts(document)
+        while batch := list(islice(drafts, _BATCH_CHUNKS)):
+            yield from self._fitted(batch, document)
+
+    def _tokens_of(self, texts: Sequence[str]) -> list[int | str]:
+        """Tokens of each text, without special tokens and prompt; or why it cannot be tokenized."""
+        sizes = self._tokenizer.sizes(texts)
+        return [size if isinstance(size, str) else size - self._special for size in sizes]
+
+    def _drafts(self, document: Document) -> Iterator[_Draft]:
+        packer: _Packer | None = None
+        above: tuple[tuple[str, ...], int | None] | None = None
+        for sentences in self._sentences(document):
+            place = sentences[0].passage.place
+            if packer is None or above != (place.headings, place.page):
+                if packer is not None:
+                    yield from packer.end()
+                above = (place.headings, place.page)
+                context, tokens = self._context(document.title, place.headings)
+                room = self.settings.max_tokens - self._around - tokens
+                packer = _Packer(context, room, self.settings.overlap, self._join)
+            yield from packer.add(sentences)
+        if packer is not None:
+            yield from packer.end()
+
+    def _sentences(self, document: Document) -> Iterator[list[_Sentence]]:
+        """The sentences of each passage, none longer than a chunk; passages without tokens are left out."""
+        batch: list[Passage] = []
+        characters = 0
+        for passage in document.passages:
+            batch.append(passage)
+            characters += len(passage.text)
+            if characters > _BATCH_CHARACTERS:
+                yield from self._counted(batch, document.report)
+                batch, characters = [], 0
+        yield from self._counted(batch, document.report)
+
+    def _counted(self, passages: Sequence[Passage], report: ReadingReport) -> Iterator[list[_Sentence]]:
+        spans = [list(_split(passage.text)) for passage in passages]
+        both = list(zip(passages, spans, strict=True))
+        sizes = iter(self._tokens_of([passage.text[start:end] for passage, cuts in both for start, end in cuts]))
+        for passage, cuts in both:
+            line = 0
+            sentences: list[_Sentence] = []
+            for start, end in cuts:
+                size = next(sizes)
+                if isinstance(size, str):
+                    report.skip(f"a sentence that {size}")
+                else:
+                    for first, last, tokens in self._pieces(passage.text, start, end, size):
+                        sentences.append(_Sentence(passage, first, last, tokens, line))
+                        line += passage.text.count("\n", first, last)
+                    continue
+                line += passage.text.count("\n", start, end)
+            if any(sentence.tokens for sentence in sentences):
+                yield sentences
+
+    def _pieces(self, text: str, start: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """A sentence of `size` tokens, or its pieces if it is too long: start, end, tokens."""
+        if size <= self._longest:
+            yield start, end, size
+            return
+        starts = np.maximum.accumulate(self._tokenizer.spans(text[start:end]).starts) + start
+        first, at = 0, start
+        while at < end:
+            last = first + self._step
+            cut = end if last >= len(starts) else _word_start(text, at, int(starts[last]))
+            if cut <= at:
+                # A character of more tokens than a piece has.
+                beyond = starts[starts > at]
+                cut = int(beyond[0]) if len(beyond) else end
+            last = int(np.searchsorted(starts, cut))
+            yield at, cut, max(last - first, 1)
+            first, at = last, cut
+
+    def _context(self, title: str, headings: tuple[str, ...]) -> tuple[str, int]:
+        """Title and headings in one line and its tokens: the outer headings are left out first, then the end is cut."""
+        names = [" ".join(name[:_LONGEST_NAME].split()) for name in headings]
+        top = " ".join(title[:_LONGEST_NAME].split())
+        if names and names[0] == top:
+            del names[0]
+        texts = [_CONTEXT_SEPARATOR.join(filter(None, [top, *names[left:]])) for left in range(max(1, len(names)))]
+        texts = [text for text in texts if text]
+        # The line break is counted with them.
+        for text, size in zip(texts, self._tokens_of([text + "\n" for text in texts]), strict=True):
+            if isinstance(size, int) and size <= self._context_room:
+                return text, size
+            if isinstance(size, str):
+                return "", 0
+        if not texts:
+            return "", 0
+        starts = self._tokenizer.spans(texts[-1]).starts
+        keep = max(0, self._context_room - 2)
+        text = texts[-1][: int(starts[keep])].rstrip() if keep < len(starts) else texts[-1]
+        (size,) = self._tokens_of([text + "\n"])
+        return (text, size) if isinstance(size, int) and size <= self._context_room else ("", 0)
+
+    def _fitted(self, drafts: Sequence[_Draft], document: Document) -> Iterator[Chunk]:
+        """Chunks that are within the limit as a whole; longer ones are split again."""
+        chunks = [_chunk_of(draft, document.title) for draft in drafts]
+        sizes = self._tokenizer.sizes([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
+        for draft, chunk, size in zip(drafts, chunks, sizes, strict=True):
+            if isinstance(size, str):
+                document.report.skip(f"a passage that {size}")
+            elif size <= self.settings.max_tokens:
+                yield chunk
+            elif parts := _parts(draft):
+                yield from self._fitted(parts, document)
+            else:
+                document.report.skip(f"a character of more than {self.settings.max_tokens} tokens")
+
+
+class _Packer:
+    """Packs sentences under one heading into drafts of at most `room` tokens, by the sum of their tokens."""
+
+    def __init__(self, context: str, room: int, overlap: int, join: int) -> None:
+        self.context = context
+        self.room = room
+        self.overlap = overlap
+        self.join = join
+        self.sentences: list[_Sentence] = []
+        self.tokens = 0
+        self.repeated = 0
+
+    def add(self, sentences: Sequence[_Sentence]) -> Iterator[_Draft]:
+        """Add a passage: whole if it fits into a chunk, unless that would leave the one before less than half full."""
+        whole = sum(sentence.tokens for sentence in sentences) + self.join
+        if self.tokens + whole > self.room >= whole and 2 * self.tokens >= self.room:
+            yield from self._next(whole)
+        for sentence in sentences:
+            size = self._size(sentence)
+            if self.tokens + size > self.room:
+                yield from self._next(sentence.tokens + self.join)
+                size = self._size(sentence)
+            self.sentences.append(sentence)
+            self.tokens += size
+
+    def end(self) -> Iterator[_Draft]:
+        if len(self.sentences) > self.repeated:
+            yield _Draft(self.context, self.sentences, self.repeated)
+
+    def _size(self, sentence: _Sentence) -> int:
+        joined = self.sentences and self.sentences[-1].passage is not sentence.passage
+        return sentence.tokens + (self.join if joined else 0)
+
+    def _next(self, following: int) -> Iterator[_Draft]:
+        """End the draft; the next one begins with its last sentences, as far as `following` tokens leave room."""
+        yield from self.end()
+        most = min(self.overlap, self.room - following)
+        ended, self.sentences, self.tokens = self.sentences, [], 0
+        for sentence in reversed(ended):
+            size = self._size(sentence)
+            if self.tokens + size > most:
+                break
+            self.sentences.append(sentence)
+            self.tokens += size
+        self.sentences.reverse()
+        self.repeated = len(self.sentences)
+
+
+def _checked_settings(max_tokens: int | None, overlap: int | None, *, most: int, around: int) -> ChunkSettings:
+    length = min(most, DEFAULT_TOKENS) if max_tokens is None else max_tokens
+    if length > most:
+        raise InputError(f"chunks of {length} tokens are longer than the model's limit of {most} tokens")
+    if length < around + _FEWEST_TOKENS:
+        raise InputError(
+            f"chunks of {length} tokens are too short: {around} are special tokens or the model's prompt",
+            hint=f"give at least {around + _FEWEST_TOKENS}",
+        )
+    repeated = int(length * _OVERLAP_SHARE) if overlap is None else overlap
+    if not 0 <= repeated <= length // 2:
+        raise InputError(f"the overlap must be from 0 to {length // 2} tokens, half of a chunk, not {repeated}")
+    return ChunkSettings(length, repeated)
+
+
+def _split(text: str) -> Iterator[tuple[int, int]]:
+    """The sentences of a text, with the whitespace before each; long ones in parts. Without words: none."""
+    start = 0
+    for end in chain(sentence_starts(text), [len(text)]):
+        if end - start > _LONGEST_SENTENCE:
+            while end - start > _LONGEST_SENTENCE:
+                cut = _word_start(text, start, start + _LONGEST_SENTENCE)
+                yield start, cut
+                start = cut
+        if not text[start:end].isspace() and end > start:
+            yield start, end
+            start = end
+
+
+def _word_start(text: str, start: int, end: int) -> int:
+    """Where to cut `text[start:]` at `end` or a little before: before a space, else between characters."""
+    space = max(text.rfind(" ", (start + end) // 2, end), text.rfind("\n", (start + end) // 2, end))
+    if space > start:
+        return space
+    cut = end
+    while start < cut < len(text) and _continues(text, cut):
+        cut -= 1
+    return cut if cut > start else end
+
+
+def _continues(text: str, place: int) -> bool:
+    """Whether the code point belongs to the character before: accents, modifiers and joined emoji."""
+    code = text[place]
+    return (
+        unicodedata.category(code) in {"Mn", "Me", "Mc"}
+        or "\u200d" in (code, text[place - 1])
+        or "\U0001f3fb" <= code <= "\U0001f3ff"
+    )
+
+
+def _chunk_of(draft: _Draft, title: str) -> Chunk:
+    sentences = draft.sentences
+    place = sentences[0].passage.place
+    lines = [found for sentence in sentences if (found := sentence.lines) is not None]
+    whole = (min(first for first, _ in lines), max(last for _, last in lines)) if lines else None
+    return Chunk(_text_of(sentences), title, Place(whole, place.page, place.headings), draft.context)
+
+
+def _text_of(sentences: Sequence[_Sentence]) -> str:
+    """The sentences as in the document, with their whitespace; a blank line between passages, except lines."""
+    text = ""
+    begin = sentences[0]
+    for sentence, following in pairwise([*sentences, None]):
+        assert sentence is not None  # noqa: S101 - for mypy: the last one alone is None
+        if following is not None and following.passage is sentence.passage and following.start == sentence.end:
+            continue
+        text += _trimmed(sentence.passage.text[begin.start : sentence.end], inside=begin.start > 0)
+        if following is not None:
+            text += "\n" if _is_next_line(sentence.passage, following.passage) else "\n\n"
+            begin = following
+    return text
+
+
+def _trimmed(text: str, *, inside: bool) -> str:
+    """Without blank lines around, and the space before a sentence; the indentation of a line remains."""
+    words = text.lstrip()
+    indented = text[: len(text) - len(words)]
+    if inside and "\n" not in indented:
+        return words.rstrip()
+    return (indented.rpartition("\n")[2] + words).rstrip()
+
+
+def _is_next_line(before: Passage, after: Passage) -> bool:
+    """Whether two passages are lines of the file that follow each other, such as the items of a list."""
+    if not (before.line_by_line and after.line_by_line):
+        return False
+    first, last = before.place.lines, after.place.lines
+    return first is not None and last is not None and last[0] == first[1] + 1
+
+
+def _parts(draft: _Draft) -> list[_Draft]:
+    """A draft without what it repeats, its halves, or those of its sentence; none for a single character."""
+    sentences = draft.sentences
+    if draft.repeated:
+        return [_Draft(draft.context, sentences[draft.repeated :])]
+    if len(sentences) > 1:
+        middle = len(sentences) // 2
+        return [_Draft(draft.context, sentences[:middle]), _Draft(draft.context, sentences[middle:])]
+    (one,) = sentences
+    text = one.passage.text
+    cut = _word_start(text, one.start, (one.start + one.end + 1) // 2)
+    if not one.start < cut < one.end:
+        return []
+    tokens = one.tokens // 2
+    halves = [
+        _Sentence(one.passage, one.start, cut, tokens, one.line),
+        _Sentence(one.passage, cut, one.end, one.tokens - tokens, one.line + text.count("\n", one.start, cut)),
+    ]
+    return [_Draft(draft.context, [half]) for half in halves if not text[half.start : half.end].isspace()]

@@ -33,6 +33,8 @@ class Passage:
 
     text: str
     place: Place = Place()
+    line_by_line: bool = False
+    """Whether the lines of `text` are those of the file, from `place.lines[0]` to `place.lines[1]`."""
 
 
 @dataclass
@@ -43,6 +45,11 @@ class ReadingReport:
     """Rows or records that are not valid."""
     first_fault: str | None = None
     """Why the first of them was skipped, with its line."""
+
+    def skip(self, fault: str) -> None:
+        """Count a record, or a passage, that is left out."""
+        self.skipped_records += 1
+        self.first_fault = self.first_fault or fault
 
 
 @dataclass(frozen=True)
