@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ....runtime.decoder.stream import Token
 from ....runtime.text.messages import USER, Message
-from ...search.answers import Answerer, Grounding, Source, nothing_found
+from ...search.answers import ANSWER_TOKENS, Answerer, Grounding, Source, nothing_found
 from ...search.citations import CitationReader, citations_of
 from ...search.hits import Hit
-from ..errors import ContextLengthError, RequestError, blaming
+from ..errors import RequestError, blaming
 from .request_fields import Fields
 from .search import CANDIDATES, Searcher, SearchOptions, file_id, read_options, result_json, shown_name
 
@@ -85,7 +85,7 @@ def ground(
             index.index,
             served.decoder,
             min_similarity=request.options.score_threshold,
-            answer_tokens=max_tokens,
+            answer_tokens=None if max_tokens is None else min(max_tokens, ANSWER_TOKENS, served.context // 4),
             context=served.context,
             before=before,
         )
