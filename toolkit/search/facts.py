@@ -58,12 +58,9 @@ class UpdateReport:
     """Files of which some records were left out because they are not valid, with how many and the first fault."""
     resumed: bool
     """Whether the work of an interrupted run was used."""
+    wrote: bool
+    """Whether a new generation was published: not where nothing changed."""
     seconds: float
-
-    @property
-    def wrote(self) -> bool:
-        """Whether a new generation was published."""
-        return bool(self.added or self.changed or self.removed)
 
 
 @dataclass(frozen=True)

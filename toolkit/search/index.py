@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.arguments import checked_flag, checked_integer, checked_path
+from ...runtime.bundle.records import choice
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.encoder.reranker import Reranker
+from ...runtime.errors import InputError
+from ...runtime.text.tokenizer import checked_text
+from .bundle_of_index import open_embedder
+from .chunks import Chunker
 from .facts import IndexFacts, IndexProgress, UpdateReport
 from .folder import FolderRules
 from .hits import Hit, SearchMode
+from .index_file import read_index_file
+from .ranking import Request, search
+from .snapshot import Snapshot
+from .update import update
+from .vectors import unit_rows
 
 
 class Index:
     """The index of a folder's files: hybrid search by embeddings and BM25. Thread-safe.
 
-    A reader sees one generation, whatever writers do meanwhile, until `reload`.
+    A reader sees one generation, whatever writers do meanwhile, until `reload`. Searches are exact: every embedding is
+    compared. The similarity is the cosine.
+
+        >>> with Index.build("manuals.index", "manuals", embedder_bundle) as index:
+        ...     [hit] = index.search("the pump does not start", top_n=1)
+        ...     hit.file, hit.place.lines
+        ('pump.md', (3, 4))
+
+    Words are found by their stem (English) and without diacritics; Chinese, Japanese and Korean text by its bigrams.
+    Languages that do not separate words otherwise, such as Thai, are found by embeddings alone.
     """
 
-    facts: IndexFacts
-    embedder: Embedder
-    update_report: UpdateReport | None
-    """What `build` did; None for an index that was opened."""
+    def __init__(
+        self, snapshot: Snapshot, embedder: Embedder, *, owned: bool, update_report: UpdateReport | None = None
+    ) -> None:
+        """Use `Index.open` or `Index.build`. An `owned` embedder is closed with the index."""
+        self.path = snapshot.folder
+        self.embedder = embedder
+        self.update_report = update_report
+        """What `build` did; None for an index that was opened."""
+        self._snapshot = snapshot
+        self._owned = owned
+        self._closed = False
+        self._reloading = threading.Lock()
 
     @classmethod
     def build(
@@ -38,13 +73,74 @@ class Index:
         restart: bool = False,
         progress: Callable[[IndexProgress], None] | None = None,
     ) -> Index:
-        """Make the index of a folder, or update it: only what changed is read and embedded."""
-        raise NotImplementedError
+        """Make the index of a folder, or update it: only new and changed files are read, only new texts embedded.
+
+        A file is unchanged where its size and time of change are, or else its sha256. What cannot be read is listed in
+        `update_report`. An interrupted run resumes. `restart` builds it anew; readers see the old one until it is done.
+
+        Raises InputError for an index of another bundle, folder or chunk size without `restart`, and where nothing can
+        be indexed; NotFoundError for a missing folder; OutputError where the index cannot be written, and while another
+        process writes it; BundleError for a damaged index; and what the embedder raises.
+        """
+        target = checked_path(path, "path")
+        source = Path(os.path.abspath(checked_path(folder, "folder")))  # noqa: PTH100 - `resolve` follows links
+        checked_flag(restart, "restart")
+        with ExitStack() as opened:
+            owned = not isinstance(embedder, Embedder)
+            model = embedder if isinstance(embedder, Embedder) else opened.enter_context(Embedder(embedder))
+            report = update(
+                target,
+                source,
+                model,
+                rules=FolderRules() if rules is None else rules,
+                chunker=Chunker(model, max_tokens=chunk_tokens, overlap=overlap),
+                restart=restart,
+                progress=progress,
+            )
+            index = cls(Snapshot.newest(target), model, owned=owned, update_report=report)
+            opened.pop_all()
+        return index
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, embedder: Embedder | str | os.PathLike[str] | None = None) -> Index:
-        """Open an index, with the bundle that it names by default."""
-        raise NotImplementedError
+        """Open an index, by default with the bundle that it names: where that was, beside the index, or in `bundles`.
+
+        Nothing is written, so read-only media and other users' folders work. Raises NotFoundError where there is no
+        index or no bundle, BundleError for a damaged index, one of another format or another bundle than it was built
+        with, and what opening a bundle raises.
+        """
+        folder = checked_path(path, "path")
+        # Before the bundle is opened, which takes longer.
+        record = read_index_file(folder).origin.bundle
+        model, owned = open_embedder(folder, record, embedder)
+        try:
+            index = cls(Snapshot.newest(folder), model, owned=owned)
+            open_embedder(folder, index._snapshot.index.origin.bundle, model)
+        except BaseException:
+            if owned:
+                model.close()
+            raise
+        return index
+
+    @property
+    def facts(self) -> IndexFacts:
+        """What the generation that is open was built from, and its size."""
+        self._check_open()
+        index = self._snapshot.index
+        return IndexFacts(
+            path=self.path,
+            format=index.format,
+            generation=index.generation,
+            folder=index.origin.folder_path,
+            bundle=index.origin.bundle.name,
+            digest=index.origin.bundle.digest,
+            dimension=index.origin.bundle.dimension,
+            files=index.files,
+            chunks=index.chunks,
+            built=datetime.fromisoformat(index.built),
+            chunking=index.origin.chunking,
+            size=sum(index.sizes.values()),
+        )
 
     def search(
         self,
@@ -56,21 +152,84 @@ class Index:
         reranker: Reranker | None = None,
         candidates: int = 100,
     ) -> list[Hit]:
-        """The best passages for a query, best first."""
-        raise NotImplementedError
+        """The best passages for a query, best first; ties in order of files.
+
+        `paths` limits the search to files that match a glob, such as `*.pdf` (at any depth), `manuals/*.md` or a
+        folder. `candidates` is how many passages each of embeddings and BM25 gives, and a reranker scores. Warns of a
+        query over the model's limit (TruncationWarning). Any text is a query; what FTS5 cannot use is left to the
+        embeddings.
+
+        Raises InputError for an empty query or an option that is not valid, and BundleError for a damaged index.
+        """
+        self._check_open()
+        if not checked_text(query, "`query`").strip():
+            raise InputError("the query is empty", hint="write a question or some words")
+        count = checked_integer(top_n, "top_n")
+        request = Request(
+            query=query,
+            top_n=count,
+            mode=choice(SearchMode, mode, "mode"),
+            candidates=max(checked_integer(candidates, "candidates"), count),
+            paths=tuple(paths) if not isinstance(paths, str) else _refuse(paths),
+            reranker=reranker,
+        )
+        with self._snapshot.used() as snapshot:
+            return search(snapshot, request, self._embedded)
+
+    def _embedded(self, query: str) -> NDArray[np.float32]:
+        return unit_rows(self.embedder.embed_query(query))
 
     def reload(self) -> bool:
-        """Read the newest generation; False where this is the newest."""
-        raise NotImplementedError
+        """Read the newest generation; False where this is the newest.
+
+        Raises as `open` does; then the generation that was open stays so.
+        """
+        self._check_open()
+        with self._reloading:
+            if read_index_file(self.path) == self._snapshot.index:
+                return False
+            newest = Snapshot.newest(self.path)
+            try:
+                open_embedder(self.path, newest.index.origin.bundle, self.embedder)
+            except BaseException:
+                newest.retire()
+                raise
+            old, self._snapshot = self._snapshot, newest
+            old.retire()
+            return True
 
     def close(self) -> None:
         """Release the files, and the embedder if it was opened here; a second call does nothing."""
-        raise NotImplementedError
+        if self._closed:
+            return
+        self._closed = True
+        self._snapshot.retire()
+        if self._owned:
+            self.embedder.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Open files are of their process."""
+        raise TypeError(f"Index cannot be pickled: open it in each process, `Index.open({str(self.path)!r})`")
+
+    def __repr__(self) -> str:
+        index = self._snapshot.index
+        facts = f"{index.files} files, {index.chunks} chunks, {index.origin.bundle.name}"
+        return f"<Index {str(self.path)!r}: {facts}{', closed' if self._closed else ''}>"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            path = str(self.path)
+            raise InputError(f"the Index `{path}` is closed", hint=f"open it again: `Index.open({path!r})`")
+
+
+def _refuse(paths: str) -> NoReturn:
+    raise InputError("`paths` must be several globs, not one string", hint=f"pass a list: `[{paths!r}]`")

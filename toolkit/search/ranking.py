@@ -1,0 +1,117 @@
+"""The stages of a search: embeddings and BM25, their fusion, and a reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.encoder.reranker import Reranker
+from .fusion import fuse
+from .hits import Hit, HitScores, SearchMode
+from .index_file import path_of
+from .snapshot import Filter, Located, Snapshot
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked search."""
+
+    query: str
+    top_n: int
+    mode: SearchMode
+    candidates: int
+    """Passages that each ranking gives, and that a reranker scores."""
+    paths: tuple[str, ...] = ()
+    reranker: Reranker | None = None
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The chunks of one stage, best first, and their scores."""
+
+    scores: dict[int, float]
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[int, float]], located: dict[int, Located], count: int) -> _Ranking:
+        """The best `count`; ties in order of files and of chunks in them, however the index came about."""
+        ordered = sorted(found, key=lambda one: (-one[1], located[one[0]].order))
+        return cls(dict(ordered[:count]))
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        return {chunk: rank for rank, chunk in enumerate(self.scores, 1)}
+
+
+def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[np.float32]]) -> list[Hit]:
+    """The best passages; `embed` gives the query's embedding, of length 1."""
+    limit = snapshot.filter(request.paths) if request.paths else None
+    if limit is not None and not limit:
+        return []
+    query = None if request.mode is SearchMode.BM25 else embed(request.query)
+    by_vector = [] if query is None else snapshot.vectors.nearest(query, request.candidates, allowed=_allowed(limit))
+    by_words: list[tuple[int, float]] = []
+    if request.mode is not SearchMode.VECTOR:
+        alone = request.mode is SearchMode.BM25
+        by_words = snapshot.full_text(request.query, request.candidates, limit, alone=alone)
+    chunks = list(dict.fromkeys(chunk for chunk, _ in (*by_vector, *by_words)))
+    located = snapshot.locate(chunks)
+    vectors = _Ranking.of(by_vector, located, request.candidates)
+    words = _Ranking.of(by_words, located, request.candidates)
+    fused = fuse([tuple(vectors.scores), tuple(words.scores)])
+    best = sorted(fused, key=lambda chunk: (-fused[chunk], located[chunk].order))
+    best = best[: request.top_n if request.reranker is None else request.candidates]
+    similarities = _similarities(snapshot, query, vectors, best, located)
+    texts = snapshot.texts(best)
+    folder = path_of(snapshot.index.origin.folder)
+    hits = []
+    for rank, chunk in enumerate(best, 1):
+        text, file = texts[chunk], located[chunk].file
+        scores = HitScores(
+            similarity=similarities.get(chunk),
+            similarity_rank=vectors.ranks.get(chunk),
+            bm25=words.scores.get(chunk),
+            bm25_rank=words.ranks.get(chunk),
+            fused=fused[chunk],
+            reranked=None,
+        )
+        own = {SearchMode.VECTOR: scores.similarity, SearchMode.BM25: scores.bm25}.get(request.mode)
+        score = scores.fused if own is None else own
+        hits.append(Hit(rank, text.text, text.title, file, folder / file, text.place, score, scores))
+    if request.reranker is None:
+        return hits
+    passages = [texts[chunk].embedded_text for chunk in best]
+    return _reranked(request.reranker, request.query, passages, hits, request.top_n)
+
+
+def _allowed(limit: Filter | None) -> NDArray[np.bool_] | None:
+    return None if limit is None else limit.allowed
+
+
+def _similarities(
+    snapshot: Snapshot,
+    query: NDArray[np.float32] | None,
+    vectors: _Ranking,
+    chunks: Sequence[int],
+    located: dict[int, Located],
+) -> dict[int, float]:
+    """The similarities of the ranked chunks, and of those that BM25 alone found."""
+    if query is None:
+        return {}
+    others = [chunk for chunk in chunks if chunk not in vectors.scores]
+    rows = np.array([located[chunk].row for chunk in others], np.int64)
+    found = snapshot.vectors.similarities(query, rows)
+    return vectors.scores | dict(zip(others, found.tolist(), strict=True))
+
+
+def _reranked(reranker: Reranker, query: str, passages: list[str], hits: list[Hit], count: int) -> list[Hit]:
+    """The hits in the reranker's order, ties in the order of before."""
+    ranked = reranker.rank(query, passages, top_n=count)
+    found = []
+    for rank, one in enumerate(ranked, 1):
+        hit = hits[one.index]
+        score = float(one.score)
+        found.append(replace(hit, rank=rank, score=score, scores=replace(hit.scores, reranked=score)))
+    return found

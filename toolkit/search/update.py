@@ -1,0 +1,374 @@
+"""Build or update an index: only new and changed files are read, and only new texts are embedded."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.encoder.embedder import Embedder
+from ...runtime.errors import InputError, MissingPartError, NotFoundError, OrtkitError, TextError
+from ...runtime.file_hash import hash_of
+from ...runtime.output_path import cannot_write
+from .bundle_of_index import bundle_record
+from .chunks import Chunk, Chunker
+from .documents.document import UnreadableFileError
+from .documents.reading import read_document
+from .facts import IndexProgress, UpdateReport
+from .folder import FolderRules, FoundFile, SkippedFile, walk
+from .index_file import IndexFile, Origin, check_sizes, read_index_file, uri_of
+from .store import Stamp, StoredFile, read_files, text_hash
+from .vectors import unit_rows
+from .workspace import PendingChunk, PendingFile, Workspace, published_files
+from .writer_lock import writing
+
+_BATCH_CHUNKS = 2048
+"""Chunks of many files that are embedded together, then committed."""
+_BATCH_CHARACTERS = 1 << 22
+"""Characters at which a batch ends early."""
+_CERTAIN_NS = 2_000_000_000
+"""A file whose time of change is less before it was hashed may have changed since: FAT's times have 2 seconds."""
+
+Progress = Callable[[IndexProgress], None]
+
+
+def update(
+    path: Path,
+    folder: Path,
+    embedder: Embedder,
+    *,
+    rules: FolderRules,
+    chunker: Chunker,
+    restart: bool,
+    progress: Progress | None,
+) -> UpdateReport:
+    """Build the index at `path`, or update it; raises as `Index.build` does."""
+    started = time.monotonic()
+    origin = Origin(bundle_record(embedder), chunker.settings, uri_of(folder))
+    found = list(_walked(folder, rules, without=path))
+    with writing(path):
+        published = _published(path, restart=restart)
+        if published is not None and not restart:
+            _check_origin(path, published.origin, origin)
+        with _writing_errors(path):
+            workspace = Workspace(path, origin, published, restart=restart)
+        try:
+            run = _Update(workspace, embedder, chunker, folder, progress)
+            run.read(found)
+            with _writing_errors(path):
+                return run.finish(restart=restart, started=started)
+        finally:
+            workspace.close()
+
+
+@contextmanager
+def _writing_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError for an OSError while the index is written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OrtkitError):
+            raise
+        raise cannot_write(error, path) from error
+
+
+def _walked(folder: Path, rules: FolderRules, *, without: Path) -> Iterator[FoundFile | SkippedFile]:
+    """The files of a folder, except those of the index itself."""
+    own = f"{os.path.realpath(without)}{os.sep}"
+    inside = own.startswith(f"{os.path.realpath(folder)}{os.sep}")
+    for found in walk(folder, rules):
+        if inside and os.path.realpath(folder / found.name).startswith(own):
+            continue
+        yield found
+
+
+def _published(path: Path, *, restart: bool) -> IndexFile | None:
+    try:
+        published = read_index_file(path)
+        check_sizes(path, published)
+    except NotFoundError:
+        return None
+    except FileNotFoundError as error:
+        if restart:
+            return None
+        raise cannot_write(error, path) from error
+    except OrtkitError:
+        # A new build needs nothing of what is there.
+        if restart:
+            return None
+        raise
+    return published
+
+
+def _check_origin(path: Path, was: Origin, now: Origin) -> None:
+    """Raise InputError where vectors or chunks would be mixed with others."""
+    again = "to build it anew, add `--restart`, in Python `restart=True`"
+    if was.bundle.digest != now.bundle.digest:
+        raise InputError(
+            f"the index `{path}` was built with the bundle `{was.bundle.name}` ({was.bundle.digest[:16]}...), and this "
+            f"is `{now.bundle.name}` ({now.bundle.digest[:16]}...)",
+            hint=f"use that bundle, or another name for the index; {again}",
+        )
+    if was.chunking != now.chunking:
+        raise InputError(
+            f"the index `{path}` has chunks of {was.chunking.max_tokens} tokens with an overlap of "
+            f"{was.chunking.overlap} (version {was.chunking.version}), and these are {now.chunking.max_tokens} and "
+            f"{now.chunking.overlap} (version {now.chunking.version})",
+            hint=f"use its settings; {again}",
+        )
+    if was.folder != now.folder and was.folder_path.is_dir():
+        raise InputError(
+            f"the index `{path}` is that of the folder `{was.folder_path}`, and not of `{now.folder_path}`",
+            hint=f"use another name for the index; {again}",
+        )
+
+
+def stamp_of(found: FoundFile) -> Stamp:
+    """Hash a file; raises OSError, also for what is not a regular file any more."""
+    read_ns = time.time_ns()
+    descriptor = os.open(found.path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "is not a regular file")
+        return Stamp(status.st_size, status.st_mtime_ns, read_ns, hash_of(file))
+
+
+def is_unchanged(found: FoundFile, known: Stamp) -> bool:
+    """Whether size and time say that a file is as it was, and surely so."""
+    same = (found.size, found.modified_ns) == (known.size, known.modified_ns)
+    return same and known.modified_ns + _CERTAIN_NS < known.read_ns
+
+
+class _Update:
+    """One run: what was found, and the batch that is being collected."""
+
+    def __init__(
+        self, workspace: Workspace, embedder: Embedder, chunker: Chunker, folder: Path, progress: Progress | None
+    ) -> None:
+        self._workspace, self._embedder, self._chunker = workspace, embedder, chunker
+        self._folder, self._progress = folder, progress
+        self._path = workspace.folder
+        with _writing_errors(self._path):
+            self._known = workspace.known_files()
+        self._names: set[str] = set()
+        """Files that stay in the index."""
+        self._skipped: list[SkippedFile] = []
+        self._partly: list[SkippedFile] = []
+        self._stamps: list[tuple[int, Stamp]] = []
+        self._batch: list[PendingChunk] = []
+        self._finished: list[PendingFile] = []
+        self._characters = 0
+        self._files = self._of_files = self._chunks = self._embedded = self._reused = 0
+
+    def read(self, found: Sequence[FoundFile | SkippedFile]) -> None:
+        """Read and embed what is new; raises what the embedder raises, and OutputError."""
+        self._of_files = len(found)
+        for file in found:
+            if isinstance(file, SkippedFile):
+                self._skipped.append(file)
+            else:
+                self._look_at(file)
+            self._files += 1
+            self._report()
+        self._flush()
+        self._report()
+
+    def _look_at(self, file: FoundFile) -> None:
+        self._names.add(file.name)
+        known = self._known.get(file.name)
+        if known is not None and is_unchanged(file, known.stamp):
+            return
+        try:
+            stamp = stamp_of(file)
+        except OSError as error:
+            self._skip(file, error.strerror or str(error))
+            return
+        if known is not None and known.stamp.sha256 == stamp.sha256:
+            self._stamps.append((known.id, stamp))
+            return
+        self._read_file(file, stamp)
+
+    def _read_file(self, file: FoundFile, stamp: Stamp) -> None:
+        """Collect the chunks of a file. What was indexed of it stays where it cannot be read for now."""
+        pending = PendingFile(file.name, stamp)
+        try:
+            document = read_document(file)
+            for chunk in self._chunker.chunks(document):
+                self._add(pending, chunk)
+            status = file.path.stat()
+            if (status.st_size, status.st_mtime_ns) != (stamp.size, stamp.modified_ns):
+                self._drop(pending)
+                self._skip(file, "changed while it was read; the next run reads it again")
+                return
+        except UnreadableFileError as error:
+            self._drop(pending)
+            self._skip(file, error.message)
+            # What it was is gone; what it is now has no text.
+            self._names.discard(file.name)
+        except MissingPartError as error:
+            self._drop(pending)
+            self._skip(file, error.message if error.hint is None else f"{error.message}: {error.hint}")
+        except OSError as error:
+            if isinstance(error, OrtkitError):
+                raise
+            self._drop(pending)
+            self._skip(file, error.strerror or str(error))
+        else:
+            self._finished.append(pending)
+            left_out = document.report.skipped_records
+            if left_out:
+                noun = "record" if left_out == 1 else "records"
+                reason = f"{left_out} {noun} left out: {document.report.first_fault}"
+                self._partly.append(SkippedFile(file.name, reason))
+
+    def _skip(self, file: FoundFile, reason: str) -> None:
+        self._skipped.append(SkippedFile(file.name, reason))
+
+    def _add(self, pending: PendingFile, chunk: Chunk) -> None:
+        chunk = _encodable(chunk)
+        self._batch.append(PendingChunk(pending, pending.chunks, chunk, text_hash(chunk.embedded_text)))
+        pending.chunks += 1
+        self._chunks += 1
+        self._characters += len(chunk.embedded_text)
+        if len(self._batch) >= _BATCH_CHUNKS or self._characters >= _BATCH_CHARACTERS:
+            self._flush()
+            self._report()
+
+    def _drop(self, pending: PendingFile) -> None:
+        """Forget a file's chunks. Committed ones do not count, and go when the run is finished."""
+        self._batch = [one for one in self._batch if one.file is not pending]
+
+    def _flush(self) -> None:
+        """Embed and commit the batch."""
+        if not self._batch and not self._finished:
+            return
+        with _writing_errors(self._path):
+            chunks, vectors = self._vectors()
+            self._workspace.commit(chunks, vectors, self._finished)
+        self._batch, self._finished, self._characters = [], [], 0
+
+    def _vectors(self) -> tuple[list[PendingChunk], NDArray[np.float32]]:
+        """The chunks of the batch that have an embedding, and the embeddings, of length 1."""
+        first_of: dict[bytes, Chunk] = {}
+        for one in self._batch:
+            first_of.setdefault(one.hash, one.chunk)
+        stored = self._workspace.begin().known_vectors(list(first_of)) if first_of else {}
+        found = {known: self._workspace.vector(*place) for known, place in stored.items()}
+        new = [known for known in first_of if known not in found]
+        embedded, without = self._embed([first_of[known].embedded_text for known in new])
+        new = [known for place, known in enumerate(new) if place not in without]
+        found.update(zip(new, embedded, strict=True))
+        self._embedded += len(new)
+        chunks = [one for one in self._batch if one.hash in found]
+        self._reused += len(chunks) - len(new)
+        vectors = np.empty((len(chunks), self._embedder.dimension), np.float32)
+        for row, one in enumerate(chunks):
+            vectors[row] = found[one.hash]
+        return chunks, vectors
+
+    def _embed(self, texts: list[str]) -> tuple[NDArray[np.float32], frozenset[int]]:
+        """Embed passages; those without any token, not even a special one, have no embedding: their places."""
+        without: frozenset[int] = frozenset()
+        if not texts:
+            return np.empty((0, self._embedder.dimension), np.float32), without
+        try:
+            vectors = self._embedder.embed_passages(texts)
+        except TextError as error:
+            if not error.texts:
+                raise
+            without = frozenset(error.texts)
+            rest = [text for place, text in enumerate(texts) if place not in without]
+            vectors = (
+                self._embedder.embed_passages(rest) if rest else np.empty((0, self._embedder.dimension), np.float32)
+            )
+        return unit_rows(vectors), without
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(IndexProgress(self._files, self._of_files, self._chunks, self._embedded))
+
+    def finish(self, *, restart: bool, started: float) -> UpdateReport:
+        """Remove what is gone, and publish, where something changed."""
+        workspace = self._workspace
+        before = {} if workspace.published is None else published_files(self._path, workspace.published)
+        if workspace.store is not None or self._known.keys() - self._names:
+            self._tidy()
+        after = self._known if workspace.store is None else read_files(workspace.store.connection)
+        self._check_not_empty(after)
+        changed = sum(name in before and before[name].stamp.sha256 != file.stamp.sha256 for name, file in after.items())
+        added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
+        published = workspace.published
+        moved = published is not None and published.origin != workspace.origin
+        wrote = bool(published is None or added or changed or removed or moved or restart)
+        if wrote:
+            published = workspace.publish()
+        else:
+            workspace.discard()
+        return UpdateReport(
+            added=added,
+            changed=changed,
+            removed=removed,
+            unchanged=len(after) - added - changed,
+            chunks=0 if published is None else published.chunks,
+            embedded=self._embedded,
+            reused=self._reused,
+            skipped=tuple(self._skipped),
+            partly_read=tuple(self._partly),
+            resumed=workspace.resumed,
+            wrote=wrote,
+            seconds=time.monotonic() - started,
+        )
+
+    def _tidy(self) -> None:
+        """Remove files that are gone, and what interrupted runs left of files; record times of unchanged ones."""
+        store = self._workspace.begin()
+        with store.transaction():
+            store.remove_files(store.incomplete())
+            gone = [file.id for name, file in read_files(store.connection).items() if name not in self._names]
+            store.remove_files(gone)
+            for number, stamp in self._stamps:
+                store.set_stamp(number, stamp)
+
+    def _check_not_empty(self, after: dict[str, StoredFile]) -> None:
+        """Refuse a folder without any text: a mistyped name, or a disk that is not mounted."""
+        if after and (self._workspace.store is None or self._workspace.store.counts()[1]):
+            return
+        if self._workspace.published is None:
+            self._workspace.discard()
+            consequence = ""
+        else:
+            consequence = "; the index is unchanged"
+        if self._skipped:
+            first = self._skipped[0]
+            found = f"{len(self._skipped)} of its files cannot be read, the first `{first.name}`: {first.reason}"
+        else:
+            found = "it has no file with text" if self._names else "no file of it matches the rules"
+        raise InputError(
+            f"there is nothing to index in `{self._folder}`: {found}{consequence}",
+            hint="name another folder, or look at the patterns and the ignore files",
+        )
+
+
+def _encodable(chunk: Chunk) -> Chunk:
+    """A chunk of valid Unicode: unpaired surrogates, which JSON files can have, become question marks."""
+    place = chunk.place
+    parts = (chunk.text, chunk.title, chunk.context, *place.headings)
+    if all(map(_is_encodable, parts)):
+        return chunk
+    text, title, context, *headings = (part.encode("utf-8", "replace").decode() for part in parts)
+    return Chunk(text, title, type(place)(place.lines, place.page, tuple(headings)), context)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
