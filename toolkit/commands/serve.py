@@ -111,8 +111,9 @@ _INDEX_SUFFIX = ".index"
 def serve(*, bundles: tuple[str, ...], config: Path | None, check: bool, **options: Any) -> None:
     """Serve bundles over HTTP, with the APIs of OpenAI, Cohere, Jina and TEI, and a page to try them at `/`.
 
-    A model has the name of its bundle's folder, or NAME; so has an index, without `.index`. Requests to /v1/embeddings, /v1/rerank,
-    /v1/chat/completions and /v1/completions share batches; /metrics is for Prometheus. docs/server.md has the rest.
+    A model has the name of its bundle's folder, or NAME; so has an index, without `.index`. Requests to /v1/embeddings,
+    /v1/rerank, /v1/search, /v1/chat/completions and /v1/completions share batches; /metrics is for Prometheus.
+    docs/server.md has the rest.
 
     The log goes to stderr, one JSON object a line, without texts. SIGTERM ends the running requests first, SIGHUP reads
     the keys again and replaces the bundles that have changed.
@@ -246,6 +247,12 @@ def _print_opened(opened: Opened) -> None:
         manifest = bundle.manifest
         release = f", release {manifest.release}" if manifest.release is not None else ""
         say(f"model    {name}: {manifest.kind.value}, {manifest.precision.value}, {bundle.path}{release}")
+    for served in opened.indexes.all():
+        facts = served.facts
+        say(
+            f"index    {served.name}: {facts.files:,} files, {facts.chunks:,} chunks, built "
+            f"{facts.built:%Y-%m-%d %H:%M} UTC with {served.embedder.name}, {facts.path}"
+        )
     settings = opened.settings
     keys = "none are needed" if opened.keys is None else f"{len(opened.keys)} of `{opened.keys.path}`"
     say(f"keys     {keys}")

@@ -113,8 +113,9 @@ class Answerer:
 
         `min_similarity` is the cosine similarity below which nothing counts as found; default: the measured one of the
         embedder, or none. `answer_tokens` is how much of the context is kept for the answer; default: 512, at most a
-        quarter. `context` is for how many tokens there is room; default: as many as fit into memory. `before` are the
-        messages of the conversation before the question. Raises InputError for a model without a chat template, and for values out of range.
+        quarter. `context` is for how many tokens there is room; default: for as many as fit into memory. `before` are
+        the messages of the conversation before the question. Raises InputError for a model without a chat template,
+        and for values out of range.
         """
         decoder.check_chat_template()
         if min_similarity is not None and not -1 <= min_similarity <= 1:

@@ -99,6 +99,8 @@ def open_server(
 
     `held` gives a context in which no signal raises.
     """
+    from .served_indexes import bundles_of_indexes
+
     notifier = notifier if notifier is not None else Notifier({})
     settings = plan.settings
     if not plan.bundles and not plan.indexes:
@@ -109,11 +111,18 @@ def open_server(
     try:
         with held():
             listener = open_listener(settings, inherited_sockets())
-        bundles = {}
-        for name, path in [*plan.bundles.items(), *_bundles_of_indexes(plan)]:
-            notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
-            bundles[name] = open_bundle(path, settings)
-        digests = {name: bundle.digest for name, bundle in bundles.items()}
+        bundles: dict[str, Bundle] = {}
+        digests: dict[str, str] = {}
+
+        def verify(paths: Mapping[str, str | Path]) -> None:
+            for name, path in paths.items():
+                notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
+                bundles[name] = open_bundle(path, settings)
+                digests[name] = bundles[name].digest
+
+        verify(plan.bundles)
+        if plan.indexes:
+            verify(bundles_of_indexes(plan.indexes, digests))
         metrics = Metrics()
         notifier.status(f"opening {len(bundles)} models", seconds=_LOAD_SECONDS * len(bundles))
         models, indexes = _open_all(bundles, plan.indexes, listener.settings, metrics, limit)

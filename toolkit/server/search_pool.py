@@ -49,7 +49,12 @@ class SearchPool:
         except BaseException:
             ended()
             raise
-        future.add_done_callback(lambda _: (self._leave(), ended()))
+
+        def end(_future: Future[_T]) -> None:
+            self._leave()
+            ended()
+
+        future.add_done_callback(end)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -93,12 +94,15 @@ class ServedIndexes:
         self._metrics.watch_index(name, chunks=lambda: self._indexes[name].facts.chunks)
 
     def _opened(self, name: str) -> ServedIndex:
+        from ..search.index import Index
+        from ..search.index_file import read_index_file
+
         path = self._paths[name]
-        facts = Index.read_facts(path)
-        embedder = self._models.hold_embedder(facts.digest)
+        record = read_index_file(path).origin.bundle
+        embedder = self._models.hold_embedder(record.digest)
         if embedder is None:
             raise BundleError(
-                f"the index `{path}` was built with another bundle `{facts.bundle}` than those that are served",
+                f"the index `{path}` was built with another bundle `{record.name}` than those that are served",
                 hint="replace the bundle (SIGHUP), or start the server again",
             )
         try:
@@ -199,16 +203,31 @@ class ServedIndexes:
         self._indexes.clear()
 
 
-def bundle_of(path: Path) -> tuple[str, str]:
-    """Name and digest of the bundle that an index was built with; raises OrtkitError where it cannot be read."""
-    facts = Index.read_facts(path)
-    return facts.bundle, facts.digest
+def bundles_of_indexes(paths: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, Path]:
+    """Name -> path of the bundles that indexes need beside the served ones, of which `digests` has names and digests.
+
+    A bundle has the name of its folder, with a number where that is taken. Raises OrtkitError for an index that cannot
+    be read, and where its bundle is not found.
+    """
+    from ..search.bundle_of_index import find_bundle
+    from ..search.index_file import read_index_file
+
+    known, found = set(digests.values()), {}
+    for path in map(Path, paths.values()):
+        record = read_index_file(path).origin.bundle
+        if record.digest in known:
+            continue
+        known.add(record.digest)
+        bundle = find_bundle(path, record)
+        names = (bundle.name if number == 1 else f"{bundle.name}-{number}" for number in itertools.count(1))
+        found[next(name for name in names if name not in digests and name not in found)] = bundle
+    return found
 
 
 def _identity_of(path: Path) -> _Identity | None:
     """What changes when another generation is published; None where there is no index any more."""
     try:
-        found = (path / INDEX_FILE).stat()
+        found = (path / "index.json").stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -268,9 +268,7 @@ def open_model(
         from ...runtime.encoder.reranker import Reranker
 
         encoder = Reranker(bundle, workers=settings.threads, max_memory=settings.max_memory)
-    return ServedModel(
-        name, encoder, fingerprint, queue=queue_of(name, encoder, settings, metrics), digest=digest
-    )
+    return ServedModel(name, encoder, fingerprint, queue=queue_of(name, encoder, settings, metrics), digest=digest)
 
 
 def queue_of(name: str, encoder: Encoder, settings: ServerSettings, metrics: Metrics | None) -> EncoderQueue:

@@ -31,9 +31,7 @@ def read(answer: str, sources: int = 3, *, step: int = 1) -> tuple[str, list[int
         ("a [link](x.md) [1]", None, [1], []),
     ],
 )  # fmt: skip
-def test_what_is_cited(
-    answer: str, shown: str | None, cited: list[int], unknown: list[int], step: int
-) -> None:
+def test_what_is_cited(answer: str, shown: str | None, cited: list[int], unknown: list[int], step: int) -> None:
     """Whatever the tokens: a citation may come in pieces."""
     assert read(answer, step=step) == (answer if shown is None else shown, cited, unknown)
 

@@ -17,7 +17,7 @@ from ortkit.toolkit.search.sentences import sentence_ends, sentence_spans
     ],
 )
 def test_sentences(sentences: list[str]) -> None:
-    between = "\n\n" if not sentences[0][-1] in ".!?。" else " "
+    between = "\n\n" if sentences[0][-1] not in ".!?。" else " "
     if sentences[0].startswith("-"):
         between = "\n"
     text = f"  {between.join(sentences)}\n"

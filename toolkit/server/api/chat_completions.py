@@ -256,7 +256,9 @@ class ChatCompletion:
         }
 
 
-def prompt_of(decoder: Decoder, messages: Sequence[Mapping[str, Any] | Message], tools: list[dict[str, Any]] | None) -> list[int]:
+def prompt_of(
+    decoder: Decoder, messages: Sequence[Mapping[str, Any] | Message], tools: list[dict[str, Any]] | None
+) -> list[int]:
     """The token ids of a conversation; raises RequestError for one that the model's template refuses."""
     with blaming("messages"):
         try:

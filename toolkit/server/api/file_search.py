@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ....runtime.decoder.stream import Token
-from ....runtime.text.messages import USER, Message
+from ....runtime.errors import BundleError, TextTooLongError
+from ....runtime.text.messages import USER, messages_of
 from ...search.answers import ANSWER_TOKENS, Answerer, Grounding, Source, nothing_found
 from ...search.citations import CitationReader, citations_of
 from ...search.hits import Hit
-from ..errors import RequestError, blaming
+from ..errors import ContextLengthError, RequestError, blaming
 from .request_fields import Fields
 from .search import CANDIDATES, Searcher, SearchOptions, file_id, read_options, result_json, shown_name
 
@@ -79,7 +80,8 @@ def ground(
 ) -> Grounding:
     """The prompt with the best passages that fit into the context; the messages before the question stay in it."""
     question, field = question_of(messages)
-    before = [Message(message["role"], message["content"]) for message in messages[:-1]]
+    with blaming("messages"):
+        before = messages_of(messages[:-1])
     with blaming("tools"):
         answerer = Answerer(
             index.index,
@@ -90,7 +92,14 @@ def ground(
             before=before,
         )
     with blaming(field):
-        return answerer.ground(question, hits, top_n=request.options.top_n)
+        try:
+            return answerer.ground(question, hits, top_n=request.options.top_n)
+        except TextTooLongError as error:
+            hint = "shorten the conversation, or use an LLM with a longer context, or an index with shorter chunks"
+            raise ContextLengthError(error.message, param=field, hint=hint) from error
+        except BundleError as error:
+            # The template has answered other messages.
+            raise RequestError(error.message, param="messages", hint=error.hint) from error
 
 
 class GroundedDeltas:

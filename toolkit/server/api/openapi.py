@@ -13,8 +13,8 @@ from ..settings import ServerSettings
 from .chat_messages import MOST_MESSAGES, MOST_TOOLS
 from .generation_request import MOST_ANSWERS, MOST_BIASES, MOST_STOPS, MOST_TOKENS
 from .openapi_answers import ANSWERS, ERRORS, TEI_ERRORS, reference
-from .openapi_search import file_search_schemas, search_request
 from .openapi_chat import message_schema, response_format_schema, tool_choice_schema, tool_rules, tool_schema
+from .openapi_search import file_search_schemas, search_request
 
 _SEED = 1 << 63
 Schema = dict[str, Any]
@@ -30,8 +30,8 @@ def openapi_document(models: ServedModels, settings: ServerSettings, indexes: Se
         "info": {
             "title": "ortkit",
             "version": __version__,
-            "description": "Embeddings, reranking, text generation and search, in the shapes of OpenAI's API, Cohere's, Jina's "
-            "and Hugging Face's text-embeddings-inference.",
+            "description": "Embeddings, reranking, text generation and search, in the shapes of OpenAI's API, "
+            "Cohere's, Jina's and Hugging Face's text-embeddings-inference.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": _paths(models, settings, indexes),
@@ -91,7 +91,9 @@ def _search_paths(models: ServedModels, indexes: Sequence[str]) -> dict[str, Any
     return {
         "/v1/search": {"post": found},
         "/v1/vector_stores": {"get": _get("List the indexes", "IndexList")},
-        "/v1/vector_stores/{index}": {"get": _get("Describe an index", "Index", statuses=(404,)) | {"parameters": [name]}},
+        "/v1/vector_stores/{index}": {
+            "get": _get("Describe an index", "Index", statuses=(404,)) | {"parameters": [name]}
+        },
         "/v1/vector_stores/{index}/search": {"post": of_a_path | {"parameters": [name]}},
     }
 
@@ -303,7 +305,8 @@ def _messages(models: ServedModels) -> Schema:
 
 def _chat_request(models: ServedModels, names: Schema, indexes: Sequence[str]) -> Schema:
     functions = _array(tool_schema(), 0, MOST_TOOLS if _calls_tools(models) else 0)
-    searches = [_array(tool, 1, 1) for tool in file_search_schemas(_rerankers(models), indexes)]
+    rerankers = [served.name for served in models.of_kind(Kind.RERANKER)]
+    searches = [_array(tool, 1, 1) for tool in file_search_schemas(rerankers, indexes)]
     fields = _object(
         {"model": names, "messages": _messages(models)},
         {

@@ -30,7 +30,7 @@ MOST_RESULTS = 50
 """As in OpenAI's API, and not more than CANDIDATES."""
 _DEFAULT_RESULTS = 10
 CANDIDATES = 50
-"""Passages that a reranker scores: a cross-encoder takes milliseconds for each."""
+"""Passages that each of the rankings gives, and that a reranker scores: it takes milliseconds for each."""
 MOST_PATHS = 64
 LONGEST_PATH = 1024
 LONGEST_QUERY = 1 << 15
@@ -80,13 +80,13 @@ def read_search(fields: Fields, index: str | None = None) -> SearchRequest:
         index = fields.text("index")
     query = _query_of(fields)
     options = read_options(fields)
-    mode = fields.choice("mode", [mode.value for mode in SearchMode], default=SearchMode.HYBRID.value)
+    mode = fields.choice("mode", [mode.value for mode in SearchMode])
     reranker = fields.text("reranker", empty=False)
     if reranker is not None:
         if options.reranker_field != "reranker":
             raise RequestError("`reranker` and `ranking_options.ranker` contradict each other", param="reranker")
         options = replace(options, reranker=reranker, reranker_field="reranker")
-    options = replace(options, mode=SearchMode(mode))
+    options = replace(options, mode=SearchMode.HYBRID if mode is None else SearchMode(mode))
     # One of 0 excludes nothing, and clients send it by default.
     if options.score_threshold and options.mode is SearchMode.BM25:
         raise RequestError(
@@ -119,7 +119,9 @@ def read_options(fields: Fields, *, results: int = _DEFAULT_RESULTS) -> SearchOp
     ranking.refuse("hybrid_search", "the two rankings have equal weights; `mode` selects one of them")
     ranking.finish()
     if ranker is not None:
-        options = replace(options, reranker=None if ranker == _NO_RANKER else ranker, reranker_field=ranking.path("ranker"))
+        options = replace(
+            options, reranker=None if ranker == _NO_RANKER else ranker, reranker_field=ranking.path("ranker")
+        )
     return replace(options, score_threshold=threshold)
 
 
@@ -184,7 +186,8 @@ def _names_of(filters: Fields) -> list[str]:
     key = filters.required_text("key")
     if key != "filename":
         raise UnsupportedFieldError(
-            f"`{filters.path('key')}` must be `filename`: other attributes cannot be filtered", param=filters.path("key")
+            f"`{filters.path('key')}` must be `filename`: other attributes cannot be filtered",
+            param=filters.path("key"),
         )
     if kind == "in":
         names = filters.texts("value", required=True, least=1, most=MOST_PATHS, empty=False) or []
@@ -222,6 +225,7 @@ class Searcher:
                         query,
                         vector=vector,
                         top_n=options.top_n if reranker is None else CANDIDATES,
+                        candidates=CANDIDATES,
                         paths=options.paths,
                         mode=options.mode,
                     )
@@ -257,14 +261,14 @@ class Searcher:
         call = await opened(open_call, len(query))
         vectors = (await finished(served, call)).result().vectors
         self._metrics.encoded(served.name, call.tokens)
-        return vectors[0]
+        return np.asarray(vectors[0])
 
     async def _reranked(self, query: str, hits: list[Hit], served: ServedModel, field: str) -> list[Hit]:
         """Hits in the order of a reranker, with its scores from 0 to 1; equal ones in the order of before."""
         if not hits:
             return []
         with _blaming_model(field):
-            request = RerankRequest(None, query, [hit.text for hit in hits], "query")
+            request = RerankRequest(None, query, [hit.embedded_text for hit in hits], "query")
             ranking, _ = await rank(request, served, self._metrics)
         return [
             replace(

@@ -68,12 +68,13 @@ def test_the_client_of_openai_searches(client: openai.OpenAI, index: Index) -> N
     with pytest.raises(openai.NotFoundError) as caught:
         client.vector_stores.search("x", query=QUERY)
     assert (caught.value.code, caught.value.param) == ("vector_store_not_found", "index")
-    assert caught.value.message.endswith("there is no index `x` (served: `manuals`)'}}") or "`manuals`" in str(caught.value)
+    assert "there is no index `x` (served: `manuals`)" in caught.value.message
 
 
 def test_files_are_filtered(client: openai.OpenAI, server: LocalServer, index: Index) -> None:
     odd = "dogs/[odd] * name?.txt"
-    by_name = client.vector_stores.search("manuals", query="fox", filters={"type": "eq", "key": "filename", "value": odd})
+    equal: Any = {"type": "eq", "key": "filename", "value": odd}
+    by_name = client.vector_stores.search("manuals", query="fox", filters=equal)
     assert [one.filename for one in by_name] == [odd]
     filters = {"type": "or", "filters": [{"type": "in", "key": "filename", "value": ["pumps.md", "lazy.txt", "../x"]}]}
     assert {one[0] for one in seen(server.post("/v1/search", {"query": "fox", "filters": filters}))} == {"pumps.md"}
@@ -131,7 +132,7 @@ def test_a_query_without_words_finds_nothing_by_bm25(server: LocalServer) -> Non
         ({"paths": ["a*b*c*d"]}, "paths[0]", "`paths[0]` is not a pattern of files"),
         ({"paths": ["a" * 1025]}, "paths[0]", "`paths[0]` has 1025 characters, and the limit is 1024"),
         ({"paths": [], "filters": {}}, "filters.type", "`filters` and `paths` contradict each other"),
-        ({"filters": {"type": "gt"}}, "filters.type", "`filters.type` must be `eq` or `in`, or `or` over these, not `gt`"),
+        ({"filters": {"type": "gt"}}, "filters.type", "`filters.type` must be `eq` or `in`, or `or` over these, not"),
         (
             {"filters": {"type": "eq", "key": "page", "value": "1"}},
             "filters.key",
