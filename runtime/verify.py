@@ -5,10 +5,8 @@ A malicious graph can run forever, take all memory or crash onnxruntime, and not
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -21,7 +19,7 @@ from typing import Any
 from . import errors
 from .bundle.bundle import Bundle
 from .bundle.manifest import Kind, Provider
-from .child_process import python_command
+from .child_process import limit_memory, python_command
 from .decoder.decoder import Decoder
 from .encoder.embedder import Embedder
 from .encoder.reranker import Reranker
@@ -195,14 +193,6 @@ def child() -> None:
     except BaseException as error:  # noqa: BLE001
         name = type(error).__name__
         send(error="BundleError", message=f"`{path}` cannot be verified: {name}: {error}"[:_LONGEST_MESSAGE], hint=None)
-
-
-def limit_memory(size: int) -> None:
-    """Limit the memory of this process (RLIMIT_DATA), where the system supports it."""
-    with contextlib.suppress(OSError, ValueError):
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = size if most == resource.RLIM_INFINITY else min(size, most)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def model_of(bundle: Bundle, *, max_memory: int | None = None) -> Decoder | Embedder | Reranker:

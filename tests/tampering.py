@@ -25,9 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from ortkit import Bundle, Chat, Decoder, Embedder, Kind, OrtkitError, Reranker
 from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
 from ortkit.runtime.bundle.folder import MANIFEST
+from ortkit.runtime.child_process import limit_memory
 from ortkit.runtime.errors import TextError
 from ortkit.runtime.replay import replay
-from ortkit.runtime.verify import limit_memory
 from tests.tiny_bundles import (
     TEXTS,
     rehash,

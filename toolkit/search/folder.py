@@ -75,8 +75,8 @@ def walk(folder: Path, rules: FolderRules) -> Iterator[FoundFile | SkippedFile]:
 
     Ignored, hidden and excluded files are left out silently; whatever else is not read is a SkippedFile. A link to a
     file in the folder is not read: the file is, under its own name. Raises NotFoundError where there is no such folder,
-    InputError for an index, a bundle and patterns that are not valid, and MissingPartError for an ignore file without
-    `pathspec`, before the first file.
+    InputError for an index, a bundle and patterns that are not valid; and, when it gets there, MissingPartError for an
+    ignore file without `pathspec`.
     """
     if not folder.exists():
         raise NotFoundError(f"there is no folder `{folder}`")
@@ -177,18 +177,21 @@ class _Walk:
             return SkippedFile(name, "is a link to a file that does not exist")
         except OSError as error:
             return SkippedFile(name, f"is a link that cannot be followed: {error.strerror or error}")
-        target = os.path.realpath(entry.path)
+        reason = self._reason_not_to_follow(os.path.realpath(entry.path), (status.st_dev, status.st_ino))
+        return None if reason is None else SkippedFile(name, reason)
+
+    def _reason_not_to_follow(self, target: str, identity: tuple[int, int]) -> str | None:
         if target == self.root:
-            return SkippedFile(name, "is a link to the folder itself")
+            return "is a link to the folder itself"
         if target.startswith(self.root.rstrip("/") + "/"):
-            return SkippedFile(name, f"is a link to `{os.path.relpath(target, self.root)}`, which is read by that name")
+            return f"is a link to `{os.path.relpath(target, self.root)}`, which is read by that name"
         if not self.rules.follow_links:
-            return SkippedFile(name, "is a link out of the folder")
+            return "is a link out of the folder"
         if self.root.startswith(target.rstrip("/") + "/"):
-            return SkippedFile(name, "is a link to a folder that this one is in")
-        if (status.st_dev, status.st_ino) in self.linked:
-            return SkippedFile(name, f"is a link to `{target}`, as an earlier one")
-        self.linked.add((status.st_dev, status.st_ino))
+            return "is a link to a folder that this one is in"
+        if identity in self.linked:
+            return f"is a link to `{target}`, as an earlier one"
+        self.linked.add(identity)
         return None
 
     def _folder(self, path: Path, name: str, ignoring: tuple[_IgnoreFile, ...]) -> Iterator[FoundFile | SkippedFile]:
