@@ -106,8 +106,8 @@ def test_every_field_has_a_label_and_every_name_is_there() -> None:
     assert dict(ELEMENTS)["html"]["lang"] == "en"
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in ELEMENTS
     tabs = [attributes for _, attributes in ELEMENTS if attributes.get("role") == "tab"]
-    assert [tab["aria-selected"] for tab in tabs] == ["true", "false", "false", "false"]
-    assert sum(attributes.get("role") == "status" for _, attributes in ELEMENTS) == 4
+    assert [tab["aria-selected"] for tab in tabs] == ["true", "false", "false", "false", "false"]
+    assert sum(attributes.get("role") == "status" for _, attributes in ELEMENTS) == 5
 
 
 def test_it_has_dark_colors_and_no_width_that_a_phone_lacks() -> None:
@@ -117,7 +117,7 @@ def test_it_has_dark_colors_and_no_width_that_a_phone_lacks() -> None:
     assert {float(width) for width in re.findall(r"(?<!max-)(?<!min-)width: ([\d.]+)rem", css)} <= {8.0}
     for block in re.findall(r":root \{([^}]*)\}", css):
         colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-        for text, back in (("text", "back"), ("text", "soft"), ("on-mark", "mark"), ("bad", "back")):
+        for text, back in (("text", "back"), ("text", "soft"), ("on-mark", "mark"), ("on-found", "found"), ("bad", "back")):
             assert contrast(colors[text], colors[back]) >= 4.5, (text, back)
         assert contrast(colors["line"], colors["back"]) >= 3
 

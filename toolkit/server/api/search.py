@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ....runtime.bundle.manifest import Kind
 from ....runtime.encoder.shared_batches import EmbedCall
+from ....runtime.errors import TextTooLongError
 from ....runtime.text.tokenizer import LongTexts
 from ...search.hits import Hit, SearchMode
-from ..errors import RequestError, UnsupportedFieldError, blaming, blaming_text, printable
+from ..errors import ContextLengthError, RequestError, UnsupportedFieldError, blaming, printable
 from .embeddings import finished, opened
 from .request_fields import Fields, kind_of, text_of
 from .rerank import RerankRequest, rank
@@ -40,7 +41,6 @@ LONGEST_ATTRIBUTE = 512
 _NO_RANKER = "none"
 _ANY_RANKERS = ("auto", "default-2024-11-15")
 """OpenAI's names: here the only reranker that is served, if there is one."""
-_TOO_LONG = "ask in fewer words"
 _CLASS = r"\[!?(?:a-z|A-Z|0-9|[^\[\]/!^\-])+\]"
 _CHARACTER, _NO_DOT = rf"(?:[^/\[\]*]|{_CLASS})", rf"(?:[^/\[\]*.]|{_CLASS})"
 _PART = rf"(?:\.*{_NO_DOT}{_CHARACTER}*|{_CHARACTER}*\*(?:{_CHARACTER}+\*)?{_CHARACTER}*)"
@@ -255,8 +255,16 @@ class Searcher:
         """The embedding of a query, from a batch that it shares with other requests."""
 
         def open_call() -> EmbedCall:
-            with blaming_text(lambda _: field, field, too_long=_TOO_LONG):
-                return served.embedder.open_query_call(query, long=LongTexts.ERROR)
+            with blaming(field):
+                try:
+                    return served.embedder.open_query_call(query, long=LongTexts.ERROR)
+                except TextTooLongError as error:
+                    most = served.embedder.max_length
+                    raise ContextLengthError(
+                        f"`{field}` has more tokens than the {most} that the embedder of the index reads",
+                        param=field,
+                        hint="ask in fewer words",
+                    ) from error
 
         call = await opened(open_call, len(query))
         vectors = (await finished(served, call)).result().vectors
