@@ -337,7 +337,9 @@ function snippetOf(text, words) {
       start = index;
     }
   }
-  start = start < 60 ? 0 : text.indexOf(" ", start - 60) + 1;
+  start = Math.max(0, start - 60);
+  const space = text.slice(start, start + 40).search(/\s/u);
+  start += start > 0 && space >= 0 ? space + 1 : 0;
   let end = Math.min(text.length, start + SNIPPET);
   if (end < text.length) {
     end = Math.max(text.lastIndexOf(" ", end), start + SNIPPET / 2);
