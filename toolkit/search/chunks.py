@@ -29,6 +29,8 @@ _FEWEST_TOKENS = 16
 """Smallest room for the text of a chunk."""
 _LONGEST_SENTENCE = 1 << 13
 """Characters: a longer one is split before it is tokenized, which is slow and may be refused for much longer ones."""
+_LONGEST_TOKEN = 16
+"""Characters that count as a token at least: WordPiece has one `[UNK]` for a word of any length, such as base64."""
 _BATCH_CHARACTERS = 1 << 16
 _BATCH_CHUNKS = 128
 _CONTEXT_SEPARATOR = " > "
@@ -84,12 +86,14 @@ class _Sentence:
 
     @property
     def lines(self) -> tuple[int, int] | None:
-        """Lines in the file of the first and last character, whitespace aside."""
+        """Lines in the file of the first and last character that is not whitespace; None without one."""
         whole = self.passage.place.lines
         if whole is None or not self.passage.line_by_line:
             return whole
         text = self.text
         words = text.lstrip()
+        if not words:
+            return None
         first = whole[0] + self.line + text.count("\n", 0, len(text) - len(words))
         return first, first + words.rstrip().count("\n")
 
@@ -199,7 +203,7 @@ class Chunker:
                 if isinstance(size, str):
                     document.report.skip(f"a sentence that {size}")
                 else:
-                    for first, last, tokens in self._pieces(passage.text, start, end, size):
+                    for first, last, tokens in self._pieces(passage.text, start, end, max(size, _weight(start, end))):
                         sentences.append(_Sentence(passage, first, last, tokens, line))
                         line += passage.text.count("\n", first, last)
                     continue
@@ -213,17 +217,20 @@ class Chunker:
             yield start, end, size
             return
         starts = np.maximum.accumulate(self._tokenizer.spans(text[start:end]).starts) + start
-        first, at = 0, start
+        at = start
         while at < end:
+            first = int(np.searchsorted(starts, at))
             last = first + self._step
-            cut = end if last >= len(starts) else _word_start(text, at, int(starts[last]))
+            cut = min(end if last >= len(starts) else int(starts[last]), at + self._step * _LONGEST_TOKEN)
+            if cut < end:
+                cut = _word_start(text, at, cut)
             if cut <= at:
                 # A character of more tokens than a piece has.
                 beyond = starts[starts > at]
                 cut = int(beyond[0]) if len(beyond) else end
-            last = int(np.searchsorted(starts, cut))
-            yield at, cut, max(last - first, 1)
-            first, at = last, cut
+            tokens = int(np.searchsorted(starts, cut)) - first
+            yield at, cut, max(tokens, 1, _weight(at, cut))
+            at = cut
 
     def _context(self, names: list[str], size: int | str) -> tuple[str, int]:
         """Title and headings of `size` tokens in one line, and its tokens.
@@ -254,6 +261,8 @@ class Chunker:
         chunks = [_chunk_of(draft, document.title) for draft in drafts]
         sizes = self._tokenizer.sizes([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
         for draft, chunk, size in zip(drafts, chunks, sizes, strict=True):
+            if not chunk.text:
+                continue
             if isinstance(size, str):
                 document.report.skip(f"a passage that {size}")
             elif size <= self.settings.max_tokens:
@@ -329,6 +338,11 @@ def _checked_settings(max_tokens: int | None, overlap: int | None, *, most: int,
     if not 0 <= repeated <= length // 2:
         raise InputError(f"the overlap must be from 0 to {length // 2} tokens, half of a chunk, not {repeated}")
     return ChunkSettings(length, repeated)
+
+
+def _weight(start: int, end: int) -> int:
+    """Tokens that a text of this length counts as at least."""
+    return (end - start) // _LONGEST_TOKEN
 
 
 def _above(title: str, headings: tuple[str, ...]) -> list[str]:
