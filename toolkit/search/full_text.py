@@ -87,7 +87,6 @@ def _frequencies(connection: sqlite3.Connection, words: Iterable[str]) -> list[_
     try:
         rows = connection.execute("SELECT doc, term FROM temp.asked_terms ORDER BY doc, offset").fetchall()
     finally:
-        connection.execute("DELETE FROM temp.asked")
         connection.rollback()
     of_word: dict[int, str] = {}
     for number, term in rows:

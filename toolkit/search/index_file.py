@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -179,6 +180,10 @@ def _check_names(index: IndexFile) -> None:
             raise RecordError("sizes", f"names `{name}`, which is not a file of an index")
     if sorted(index.names) != sorted(index.sizes):
         raise RecordError("sizes", "does not name the files of this generation")
+    try:
+        datetime.fromisoformat(index.built)
+    except ValueError as error:
+        raise RecordError("built", f"is not a time: {error}") from error
     for uri in (index.origin.folder, index.origin.bundle.path):
         if not uri.startswith("file:///"):
             raise RecordError("origin", f"has `{uri}`, which is not a file URI")
@@ -194,11 +199,15 @@ def check_sizes(folder: Path, index: IndexFile) -> None:
             )
 
 
+def missing(folder: Path, error: FileNotFoundError) -> BundleError:
+    """The error for a file of a generation that is not there."""
+    return BundleError(f"`{error.filename or folder}` is missing from the index `{folder}`", hint=BUILD_AGAIN)
+
+
 def write_index_file(folder: Path, index: IndexFile) -> None:
     """Publish a generation, whose other files are on disk; raises OSError."""
     flush_folder(folder)
     with replacing(folder / INDEX_FILE) as file:
-        # `replacing` makes a file that only its user reads where the umask says so, as for the other files.
         file.write(json.dumps(write_record(index), indent=1).encode())
     flush_folder(folder)
 

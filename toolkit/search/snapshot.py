@@ -18,7 +18,7 @@ from ...runtime.errors import BundleError
 from ...runtime.session.cores import find_cores
 from . import full_text
 from .chunks import Chunk
-from .index_file import BUILD_AGAIN, IndexFile, check_sizes, read_index_file, rows_name, texts_name
+from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
 from .path_globs import compiled
 from .store import chunk_of, connect, in_parts, read_names, sqlite_errors
 from .vectors import Segment, Vectors, mapped
@@ -105,9 +105,7 @@ class Snapshot:
             except FileNotFoundError as error:
                 newer = read_index_file(folder)
                 if newer == index:
-                    raise BundleError(
-                        f"`{error.filename or folder}` is missing from the index `{folder}`", hint=BUILD_AGAIN
-                    ) from error
+                    raise missing(folder, error) from error
                 index = newer
         raise BundleError(f"the index `{folder}` was replaced {_ATTEMPTS} times while it was opened")
 

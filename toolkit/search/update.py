@@ -22,7 +22,7 @@ from .documents.document import UnreadableFileError
 from .documents.reading import read_document
 from .facts import IndexProgress, UpdateReport
 from .folder import FolderRules, FoundFile, SkippedFile, walk
-from .index_file import IndexFile, Origin, check_sizes, read_index_file, uri_of
+from .index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
 from .store import Stamp, StoredFile, read_files, text_hash
 from .vectors import unit_rows
 from .workspace import PendingChunk, PendingFile, Workspace, published_files
@@ -94,10 +94,11 @@ def _published(path: Path, *, restart: bool) -> IndexFile | None:
         check_sizes(path, published)
     except NotFoundError:
         return None
+    # Not that of an OrtkitError, which is caught above.
     except FileNotFoundError as error:
         if restart:
             return None
-        raise cannot_write(error, path) from error
+        raise missing(path, error) from error
     except OrtkitError:
         # A new build needs nothing of what is there.
         if restart:
@@ -209,12 +210,12 @@ class _Update:
                 return
         except UnreadableFileError as error:
             self._drop(pending)
-            self._skip(file, error.message)
+            self._skip(file, _reason(error))
             # What it was is gone; what it is now has no text.
             self._names.discard(file.name)
         except MissingPartError as error:
             self._drop(pending)
-            self._skip(file, error.message if error.hint is None else f"{error.message}: {error.hint}")
+            self._skip(file, _reason(error))
         except OSError as error:
             if isinstance(error, OrtkitError):
                 raise
@@ -354,6 +355,10 @@ class _Update:
             f"there is nothing to index in `{self._folder}`: {found}{consequence}",
             hint="name another folder, or look at the patterns and the ignore files",
         )
+
+
+def _reason(error: OrtkitError) -> str:
+    return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
 def _encodable(chunk: Chunk) -> Chunk:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +21,14 @@ def writing(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(exist_ok=True, parents=True)
-        _check_own(folder)
+        names = sorted(path.name for path in folder.iterdir())
+        _check_own(folder, names)
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except FileExistsError as error:
         raise OutputError(f"`{folder}` cannot be written: it is a file", hint="name a folder for the index") from error
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         raise cannot_write(error, folder) from error
     try:
         if not try_lock(descriptor):
@@ -39,11 +41,8 @@ def writing(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _check_own(folder: Path) -> None:
+def _check_own(folder: Path, names: Iterable[str]) -> None:
     """Refuse a folder with other files, which a mistyped name may lead to."""
-    others = sorted(path.name for path in folder.iterdir() if not is_own(path.name))
-    if others:
-        raise OutputError(
-            f"`{folder}` is not an index: it holds `{others[0]}`",
-            hint=f"name a new folder, or remove it if it is yours: `rm {shlex.quote(str(folder / others[0]))}`",
-        )
+    other = next((name for name in names if not is_own(name)), None)
+    if other is not None:
+        raise OutputError(f"`{folder}` is not an index: it holds `{other}`", hint="name a new folder for the index")
