@@ -40,21 +40,25 @@ class ControlTokens:
         text that cannot be tokenized.
         """
         text = _split(text, self.markers.union(markers))
-        for _ in range(_ROUNDS):
-            spans = self.tokenizer.spans(text)
-            found = [
-                (int(start), int(end))
-                for id_, start, end in zip(spans.ids, spans.starts, spans.ends, strict=True)
-                if int(id_) in self.ids
-            ]
-            if not found:
-                return text
+        rounds = 0
+        while found := self._spans_in(text):
             for start, end in reversed(found):
-                text = text[:start] + _with_space(text[start:end]) + text[end:]
-        # A tokenizer whose normalizer removes spaces.
-        for start, end in reversed(found):
-            text = text[:start] + text[end:]
+                # Deleted where a space does not help, because the tokenizer's normalizer removes it.
+                broken = _with_space(text[start:end]) if rounds < _ROUNDS else ""
+                text = text[:start] + broken + text[end:]
+            rounds += 1
         return text
+
+    def _spans_in(self, text: str) -> list[tuple[int, int]]:
+        """Where the control tokens of a text begin and end."""
+        if not text:
+            return []
+        spans = self.tokenizer.spans(text)
+        return [
+            (int(start), int(end))
+            for id_, start, end in zip(spans.ids, spans.starts, spans.ends, strict=True)
+            if int(id_) in self.ids
+        ]
 
 
 def _split(text: str, markers: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ from .options import (
     rates_option,
     threads_option,
 )
+from .query_warnings import said_of
 from .search import NOTHING_FOUND, passage_options
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ class Asker:
     """Shared by all answers: the instructions are prefilled once."""
 
     def prepare(self, question: str) -> Grounding:
-        return self.answerer.prepare(question, top_n=self.top_n, paths=self.paths, mode=self.mode)
+        with said_of("question", self.answerer.index.embedder.max_length):
+            return self.answerer.prepare(question, top_n=self.top_n, paths=self.paths, mode=self.mode)
 
     def start(self, grounding: Grounding) -> CitedStream:
         """Start an answer: greedy, unless the command line samples."""

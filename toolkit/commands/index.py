@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
 from ..console.progress import REDRAW, counted, rated, show
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...runtime.encoder.embedder import Embedder
+    from ..search.chunks import ChunkSettings
     from ..search.facts import IndexFacts, IndexProgress, UpdateReport
     from ..search.folder import SkippedFile
 
@@ -112,7 +114,10 @@ def index(
     from ..search.folder import MAX_FILE_BYTES, FolderRules
     from ..search.index import Index
 
-    embedder = _embedder(bundle, output, max_memory)
+    embedder, chunking = _embedder(bundle, output, max_memory)
+    if chunking is not None and not restart:
+        chunk_tokens = chunking.max_tokens if chunk_tokens is None else chunk_tokens
+        overlap = chunking.overlap if overlap is None else overlap
     rules = FolderRules(
         include=include,
         exclude=exclude,
@@ -142,21 +147,34 @@ def index(
         _print_report(report, facts, output)
 
 
-def _embedder(bundle: str | None, output: str, max_memory: int | None) -> Embedder:
-    """The embedder of the command line, or that of the index; raises InputError where there is neither."""
-    from pathlib import Path
+def _embedder(bundle: str | None, output: str, max_memory: int | None) -> tuple[Embedder, ChunkSettings | None]:
+    """The embedder of the command line or of the index, and the chunk settings of the index, if there is one.
 
+    Raises InputError where there is neither, and what opening the index raises.
+    """
     from ...runtime.encoder.embedder import Embedder
-    from ..search.index import Index
+    from ..search.bundle_of_index import open_embedder
+    from ..search.index_file import read_index_file
 
+    path = Path(output)
+    origin = None
+    try:
+        origin = read_index_file(path).origin
+    except NotFoundError:
+        pass
+    except OrtkitError:
+        # One that cannot be read can be built again, with a bundle.
+        if bundle is None:
+            raise
+    chunking = None if origin is None else origin.chunking
     if bundle is not None:
-        return Embedder(bundle, max_memory=max_memory)
-    if not Path(output).exists():
+        return Embedder(bundle, max_memory=max_memory), chunking
+    if origin is None:
         raise InputError(
-            f"there is no index `{output}` yet, so it needs a bundle to make it with",
-            hint="add `--bundle BUNDLE`, an embedder; `ortkit list` shows the bundles",
+            f"there is no index `{output}` yet, and a new one needs an embedder",
+            hint="add `--bundle BUNDLE`; `ortkit list` shows the bundles",
         )
-    return Index.open(output).embedder
+    return open_embedder(path, origin.bundle, None)[0], chunking
 
 
 @contextmanager
@@ -248,7 +266,7 @@ def _print_files(files: Sequence[SkippedFile], *, verbose: bool) -> None:
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     for reason, names in ordered[:_SHOWN_REASONS]:
         named = ", ".join(names[:_SHOWN_FILES]) + (", ..." if len(names) > _SHOWN_FILES else "")
-        say(f"  {reason}: {counted(len(names), 'file')} ({named})", err=True)
+        say(f"  {reason} ({counted(len(names), 'file')}: {named})", err=True)
     left = len(ordered) - _SHOWN_REASONS
     if left > 0:
         say(f"  and for {counted(left, 'other reason')}", err=True)

@@ -19,6 +19,7 @@ from ..io.texts import InputOptions, TextRecord
 from ..io.writers import object_to_json
 from .bundle_names import BundleType
 from .options import Text, input_format_option, literal_option, once
+from .query_warnings import said_of, without_truncation_warnings
 
 if TYPE_CHECKING:
     from ...runtime.encoder.reranker import Reranker
@@ -160,12 +161,14 @@ class Finder:
         self.mode = mode
 
     def find(self, query: str) -> list[Hit]:
-        return self.index.search(query, top_n=self.top_n, paths=self.paths, mode=self.mode, reranker=self.reranker)
+        with said_of("query", self.index.embedder.max_length):
+            return self.index.search(query, top_n=self.top_n, paths=self.paths, mode=self.mode, reranker=self.reranker)
 
     def snippets(self, query: str, hits: Sequence[Hit]) -> list[Snippet]:
         from ..search.snippets import snippets
 
-        return snippets(query, hits, None if self.mode == "bm25" else self.index.embedder)
+        with without_truncation_warnings():
+            return snippets(query, hits, None if self.mode == "bm25" else self.index.embedder)
 
 
 def _search_lines(finder: Finder, queries: Iterable[TextRecord], file: BinaryIO, shown: Progress) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ...runtime.errors import InputError
 from .input_format import Source
 from .inputs import FailedRecord, ItemReader
-from .pipes import check_inputs
-from .texts import InputOptions, TextRecord, check_argument, check_unicode, field_of
+from .pipes import refuse_pipe_beside
+from .texts import InputOptions, TextRecord, check_argument, check_unicode, field_of, refuse_file_name
 
 
 def check_question(
@@ -22,7 +22,17 @@ def check_question(
         check_argument(text, f"the {noun}")
         if not text.strip():
             raise InputError(f"the {noun} is empty", hint=example)
-    check_inputs(() if text is None else (text,), source, noun=noun, field=field, literal=literal)
+        if source is not None:
+            raise InputError(f"the {noun} is given as an argument, and `--input` too: give one of the two")
+        if field is not None:
+            raise InputError(
+                f"`--field` is for an input, and the {noun} is given as an argument", hint="leave out `--field`"
+            )
+        if not literal:
+            refuse_file_name(text, noun)
+        refuse_pipe_beside(f"the {noun} is given as an argument")
+    elif source is not None:
+        refuse_pipe_beside(f"the input is `{source}`", source)
 
 
 def questions_of(source: Source, options: InputOptions, *, noun: str) -> Iterator[TextRecord]:

@@ -22,7 +22,7 @@ WIDTH = 240
 CUT = "…"
 _MOST_SENTENCES = 24
 """Of a passage, from its beginning: more are those of tables and lists."""
-_LONGEST_SENTENCE = 600
+_LONGEST_SENTENCE = 400
 """Characters of a sentence that are compared."""
 _SPACES = re.compile(r"\s+")
 _JOINER = "\u200d"
@@ -76,7 +76,7 @@ def _similarities(query: str, groups: Sequence[Sequence[str]], embedder: Embedde
     compared = [sentence[:_LONGEST_SENTENCE] for group in groups if len(group) > 1 for sentence in group]
     if not compared:
         return [[0.0] * len(group) for group in groups]
-    vectors = embedder.embed_with_report(compared).vectors
+    vectors = embedder.embed_passages(compared)
     found = iter((vectors @ embedder.embed_query(query)).tolist())
     return [[next(found) for _ in group] if len(group) > 1 else [0.0] * len(group) for group in groups]
 
