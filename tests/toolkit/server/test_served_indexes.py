@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from ortkit import BundleError, NotFoundError
@@ -147,6 +149,66 @@ def test_no_request_fails_while_an_index_is_updated(
     assert counts[0] == 1
     assert counts[-1] == 4
     assert set(counts) <= {1, 2, 3, 4}
+
+
+def test_a_slow_search_stops_nobody_and_the_queue_is_bounded(
+    path: Path, models: ServedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, release, body = ServerSettings(threads=1, max_waiting=1), threading.Event(), {"query": "fox"}
+    find = Index.search
+
+    def slow(index: Index, *arguments: Any, **options: Any) -> Any:
+        assert release.wait(60)
+        return find(index, *arguments, **options)
+
+    monkeypatch.setattr(Index, "search", slow)
+    indexes, statuses = ServedIndexes.open({"texts": path}, models, settings, Metrics()), []
+    with running(models, settings, Metrics(), indexes) as server:
+
+        def ask() -> None:
+            statuses.append(httpx.post(f"{server.url}/v1/search", json=body, timeout=60).status_code)
+
+        clients = [threading.Thread(target=ask) for _ in range(2)]
+        for client in clients:
+            client.start()
+        until(lambda: indexes.pool.waiting == 1)
+        assert server.get("/health").status_code == 200
+        assert server.post("/v1/embeddings", {"model": "embedder", "input": "fox"}).status_code == 200
+        refused = server.post("/v1/search", body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert refused.headers["retry-after"] == "1"
+        release.set()
+        for client in clients:
+            client.join()
+        assert statuses == [200, 200]
+    indexes.close()
+
+
+def test_a_client_that_goes_away_leaves_the_queue(
+    path: Path, models: ServedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, release, body = ServerSettings(threads=1), threading.Event(), {"query": "fox"}
+    asked: list[str] = []
+
+    def slow(_index: Index, query: str, **_options: Any) -> Any:
+        asked.append(query)
+        assert release.wait(60)
+        return []
+
+    monkeypatch.setattr(Index, "search", slow)
+    indexes = ServedIndexes.open({"texts": path}, models, settings, Metrics())
+    with running(models, settings, Metrics(), indexes) as server:
+        first = threading.Thread(target=lambda: server.post("/v1/search", body))
+        first.start()
+        until(lambda: indexes.pool.running == 1)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/search", json={"query": "dog"}, timeout=0.5)
+        until(lambda: indexes.pool.waiting == 0)
+        assert indexes.pool.running == 1
+        release.set()
+        first.join()
+    indexes.close()
+    assert asked == ["fox"]
 
 
 def test_the_bundles_that_indexes_need(

@@ -82,11 +82,11 @@ def ground(
     question, field = question_of(messages)
     with blaming("messages"):
         before = messages_of(messages[:-1])
-    with blaming("tools"):
         answerer = Answerer(
             index.index,
             served.decoder,
-            min_similarity=request.options.score_threshold,
+            # A reranker's score has nothing to do with similarities; it has left out what is below the threshold.
+            min_similarity=request.options.score_threshold if request.options.reranker is None else None,
             answer_tokens=None if max_tokens is None else min(max_tokens, ANSWER_TOKENS, served.context // 4),
             context=served.context,
             before=before,

@@ -18,6 +18,7 @@ from ....runtime.errors import TextTooLongError
 from ....runtime.text.tokenizer import LongTexts
 from ...search.hits import Hit, SearchMode
 from ..errors import ContextLengthError, RequestError, UnsupportedFieldError, blaming, printable
+from ..operation.request_record import note
 from .embeddings import finished, opened
 from .request_fields import Fields, kind_of, text_of
 from .rerank import RerankRequest, rank
@@ -278,6 +279,8 @@ class Searcher:
         with _blaming_model(field):
             request = RerankRequest(None, query, [hit.embedded_text for hit in hits], "query")
             ranking, _ = await rank(request, served, self._metrics)
+        if ranking.truncated:
+            note(truncated=len(ranking.truncated))
         return [
             replace(
                 hits[ranked.index],
