@@ -15,6 +15,7 @@ from ....runtime.text.messages import Message
 from ...search.hits import Hit
 from ..errors import RequestError, blaming, error_response
 from ..operation.metrics import Metrics
+from ..operation.request_record import note
 from ..served_indexes import ServedIndex
 from ..served_models import ServedModel
 from ..settings import ServerSettings
@@ -156,6 +157,7 @@ class ChatCompletion:
         check_biases(generation.options, self._served.decoder)
         grounding = ground(search, request.messages, hits, index, self._served, generation.max_tokens)
         if not grounding.found:
+            note(model=self._served.name)
             self._nothing = NothingFound(grounding, index.name)
             return
         self._deltas = [GroundedDeltas(grounding, index.name) for _ in range(generation.n)]

@@ -199,7 +199,7 @@ def _names_of(filters: Fields) -> list[str]:
 
 
 def _pattern_of(name: str) -> str:
-    """The pattern that this name alone matches; for what is no name of a file, one that matches none."""
+    """The pattern that this name alone matches; one that matches nothing for what cannot be the name of a file."""
     if any(part in ("", ".", "..") for part in name.split("/")):
         return _NO_FILE
     return "/" + "".join(f"[{character}]" if character in "*?[" else character for character in name)
