@@ -157,9 +157,12 @@ def place(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A working folder as the pages have it."""
     (tmp_path / "bundles").symlink_to(bundles)
     (tmp_path / "docs").symlink_to(DOCS)
+    (tmp_path / "manuals").mkdir()
+    (tmp_path / "manuals" / "manual.txt").write_text(FILES["manual.txt"], "utf-8")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, "utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS / "examples")  # the pages say to copy them
     monkeypatch.delenv("ORTKIT_BUNDLES", raising=False)
     return tmp_path
 

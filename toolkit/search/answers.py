@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ...runtime.decoder.stream import Stream, Token
 from ...runtime.errors import InputError, TextTooLongError
 from ...runtime.text.messages import SYSTEM, USER, Message
 from .citations import CitationReader, without_citations
+from .documents.source_code import SUFFIXES
 from .hits import Hit, SearchMode
 from .sentences import sentence_ends
 from .snippets import heading_of
@@ -185,7 +187,7 @@ class Answerer:
         room = self.context - self.answer_tokens
         sources: list[Source] = []
         for number, hit in enumerate(hits, start=1):
-            whole = Source(number, hit, self._quoted(hit.text))
+            whole = Source(number, hit, self._passage(hit))
             if self._tokens(question, [*sources, whole]) <= room:
                 sources.append(whole)
                 continue
@@ -213,7 +215,7 @@ class Answerer:
 
     def _no_room(self, question: str, hit: Hit, room: int) -> TextTooLongError:
         around = self._tokens(question, [])
-        passage = self._tokens(question, [Source(1, hit, self._quoted(hit.text))]) - around
+        passage = self._tokens(question, [Source(1, hit, self._passage(hit))]) - around
         return TextTooLongError(
             f"the LLM's context of {self.context} tokens has no room for one passage: instructions and question take "
             f"{around}, the best passage {passage}, and {self.answer_tokens} are kept for the answer, which leaves "
@@ -221,6 +223,12 @@ class Answerer:
             hint="use an LLM with a longer context, lower `--max-tokens`, or make the index with a lower "
             "`--chunk-tokens`",
         )
+
+    def _passage(self, hit: Hit) -> str:
+        """The text of a passage in the prompt; in source code, `a[0]` cites nothing."""
+        if PurePosixPath(hit.file).suffix.lower() in SUFFIXES:
+            return self.decoder.spelled_out(hit.text, markers=(_OPEN, _CLOSE))
+        return self._quoted(hit.text)
 
     def _quoted(self, text: str) -> str:
         return without_citations(self.decoder.spelled_out(text, markers=(_OPEN, _CLOSE)))
