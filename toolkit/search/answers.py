@@ -108,12 +108,16 @@ class Answerer:
         reranker: Reranker | None = None,
         min_similarity: float | None = None,
         answer_tokens: int | None = None,
+        context: int | None = None,
+        before: Sequence[Message] = (),
     ) -> None:
         """Answer from `index` with `decoder`.
 
         `min_similarity` is the cosine similarity below which nothing counts as found; default: the measured one of the
         embedder, or none. `answer_tokens` is how much of the context is kept for the answer; default: 512, at most a
-        quarter. Raises InputError for a model without a chat template, and for values out of range.
+        quarter. `context` is for how many tokens there is room; default: for as many as fit into memory. `before` are
+        the messages of the conversation before the question. Raises InputError for a model without a chat template,
+        and for values out of range.
         """
         decoder.check_chat_template()
         if min_similarity is not None and not -1 <= min_similarity <= 1:
@@ -125,8 +129,13 @@ class Answerer:
             measured_min_similarity(index.embedder.bundle) if min_similarity is None else min_similarity
         )
         """The similarity below which nothing counts as found; None: whatever is nearest counts."""
-        self.context = min(decoder.context, decoder.new_cache().largest_that_fits())
+        self.context = (
+            min(decoder.context, decoder.new_cache().largest_that_fits())
+            if context is None
+            else min(decoder.context, context)
+        )
         """Tokens of prompt and answer for which there is room."""
+        self._before = tuple(before)
         self.answer_tokens = min(ANSWER_TOKENS, self.context // 4) if answer_tokens is None else answer_tokens
 
     def prepare(
@@ -149,6 +158,15 @@ class Answerer:
             reranker=self.reranker,
             candidates=max(top_n, CANDIDATES),
         )
+        return self.ground(question, hits, top_n=top_n, mode=mode)
+
+    def ground(
+        self, question: str, hits: Sequence[Hit], *, top_n: int = 5, mode: SearchMode | str = SearchMode.HYBRID
+    ) -> Grounding:
+        """Fit the best `top_n` of the hits of a search into the context of the LLM; raises as `prepare` does.
+
+        Whether anything was found is decided by all of the hits.
+        """
         similarities = [hit.scores.similarity for hit in hits if hit.scores.similarity is not None]
         best = max(similarities, default=None)
         refused = best is not None and self.min_similarity is not None and best < self.min_similarity
@@ -221,9 +239,14 @@ class Answerer:
         )
         quoted = self.decoder.spelled_out(question, markers=(_OPEN, _CLOSE))
         asked = f"{_OPEN}\n{passages}\n{_CLOSE}\n\nQuestion: {quoted.strip()}"
-        if self._takes_system_messages():
-            return [Message(SYSTEM, INSTRUCTIONS), Message(USER, asked)]
-        return [Message(USER, f"{INSTRUCTIONS}\n\n{asked}")]
+        before = self._before
+        if not self._takes_system_messages():
+            return [*before, Message(USER, f"{INSTRUCTIONS}\n\n{asked}")]
+        system = INSTRUCTIONS
+        if before and before[0].role == SYSTEM:
+            # Many templates take one system message alone.
+            system, before = f"{before[0].content}\n\n{INSTRUCTIONS}", before[1:]
+        return [Message(SYSTEM, system), *before, Message(USER, asked)]
 
     def _takes_system_messages(self) -> bool:
         """Whether the chat template renders a system message: some refuse it, others drop it."""
