@@ -45,7 +45,7 @@ _SHOWN_FILES = 3
     },
     examples=[
         "ortkit index ./manuals --bundle all-MiniLM-L6-v2-int8 -o manuals.index",
-        "ortkit index ./manuals -o manuals.index     # again: reads and embeds what changed",
+        "ortkit index ./manuals -o manuals.index",
         'ortkit index ./work --bundle all-MiniLM-L6-v2-int8 -o work.index --include "*.md" --exclude "drafts/"',
     ],
 )
