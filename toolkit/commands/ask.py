@@ -126,8 +126,8 @@ def ask(
 
     The LLM gets the best passages and is asked to cite them as [1]; its sources are listed after the answer. Where no
     passage is similar enough, this says that nothing was found, without running the LLM, and the exit code is 1. An
-    answer has up to 512 tokens, or --max-tokens. What an LLM writes may be wrong: look at the sources. Without QUESTION, each input line is a question of its own, and
-    each output line is JSON.
+    answer has up to 512 tokens, or --max-tokens. What an LLM writes may be wrong: look at the sources. Without
+    QUESTION, each input line is a question of its own, and each output line is JSON.
     """
     check_question(
         question,
