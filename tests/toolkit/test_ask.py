@@ -181,8 +181,10 @@ def test_no_question_on_a_terminal(ortkit: Ortkit, manuals_index: Path) -> None:
 
     assert (finished.code, finished.err) == (
         2,
-        f'error: no question\n\nhint: ortkit ask {manuals_index} "some question" --llm x, or `--input FILE`, '
-        "or a pipe\n",
+        (
+            f'error: no question\n\nhint: ortkit ask {manuals_index} "some question" --llm x, or `--input FILE`, '
+            "or a pipe\n"
+        ),
     )
 
 

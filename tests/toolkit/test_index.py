@@ -178,3 +178,23 @@ def test_the_progress_line() -> None:
     assert _Shown().line(IndexProgress(0, 0, 0, 0), 1.0) == (
         "indexing [--------------------]   0%, 0 of 0 files, 0 chunks embedded"
     )
+
+
+def test_what_an_index_is_of(ortkit: Ortkit, embedder_bundle: Bundle, built: Path, manuals: Path) -> None:
+    shown, fields = ortkit("inspect", built), json.loads(ortkit("inspect", built, "--json").out)
+    digest = embedder_bundle.digest
+
+    assert (shown.code, shown.err) == (0, "")
+    assert re.fullmatch(
+        rf"index     {built}\n"
+        rf"of        {manuals}: 3 files, 4 chunks\n"
+        rf"embedder  tiny-embedder, digest {digest[:16]}, 8 dimensions\n"
+        r"chunks    up to 64 tokens, overlap 9\n"
+        r"size      0\.1 MB\n"
+        r"built     \S+, generation 1, format 1\n",
+        shown.out.decode(),
+    )
+    assert (fields["digest"], fields["files"], fields["chunks"]) == (digest, 3, 4)
+    assert ortkit("inspect", built, "--sbom").code == 2
+    (built / "index.json").write_text("{", encoding="utf-8")
+    assert ortkit("inspect", built).code == 7

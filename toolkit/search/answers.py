@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ...runtime.decoder.stream import Stream, Token
 from ...runtime.errors import InputError, TextTooLongError
 from ...runtime.text.messages import SYSTEM, USER, Message
 from .citations import CitationReader, without_citations
+from .documents.source_code import SUFFIXES
 from .hits import Hit, SearchMode
 from .sentences import sentence_ends
 from .snippets import heading_of
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from .index import Index
 
 ANSWER_TOKENS = 512
-"""Tokens that are kept for an answer, unless it is said how long it may be; at most a quarter of the context."""
+"""Tokens that are kept for an answer, unless its length is limited; at most a quarter of the context."""
 CANDIDATES = 50
 """Hits among which the most similar passage is looked for, and which a reranker reranks."""
 INSTRUCTIONS = (
@@ -106,12 +108,16 @@ class Answerer:
         reranker: Reranker | None = None,
         min_similarity: float | None = None,
         answer_tokens: int | None = None,
+        context: int | None = None,
+        before: Sequence[Message] = (),
     ) -> None:
         """Answer from `index` with `decoder`.
 
         `min_similarity` is the cosine similarity below which nothing counts as found; default: the measured one of the
         embedder, or none. `answer_tokens` is how much of the context is kept for the answer; default: 512, at most a
-        quarter. Raises InputError for a model without a chat template, and for values out of range.
+        quarter. `context` is for how many tokens there is room; default: for as many as fit into memory. `before` are
+        the messages of the conversation before the question. Raises InputError for a model without a chat template,
+        and for values out of range.
         """
         decoder.check_chat_template()
         if min_similarity is not None and not -1 <= min_similarity <= 1:
@@ -123,8 +129,13 @@ class Answerer:
             measured_min_similarity(index.embedder.bundle) if min_similarity is None else min_similarity
         )
         """The similarity below which nothing counts as found; None: whatever is nearest counts."""
-        self.context = min(decoder.context, decoder.new_cache().largest_that_fits())
+        self.context = (
+            min(decoder.context, decoder.new_cache().largest_that_fits())
+            if context is None
+            else min(decoder.context, context)
+        )
         """Tokens of prompt and answer for which there is room."""
+        self._before = tuple(before)
         self.answer_tokens = min(ANSWER_TOKENS, self.context // 4) if answer_tokens is None else answer_tokens
 
     def prepare(
@@ -147,6 +158,15 @@ class Answerer:
             reranker=self.reranker,
             candidates=max(top_n, CANDIDATES),
         )
+        return self.ground(question, hits, top_n=top_n, mode=mode)
+
+    def ground(
+        self, question: str, hits: Sequence[Hit], *, top_n: int = 5, mode: SearchMode | str = SearchMode.HYBRID
+    ) -> Grounding:
+        """Fit the best `top_n` of the hits of a search into the context of the LLM; raises as `prepare` does.
+
+        Whether anything was found is decided by all of the hits.
+        """
         similarities = [hit.scores.similarity for hit in hits if hit.scores.similarity is not None]
         best = max(similarities, default=None)
         refused = best is not None and self.min_similarity is not None and best < self.min_similarity
@@ -167,7 +187,7 @@ class Answerer:
         room = self.context - self.answer_tokens
         sources: list[Source] = []
         for number, hit in enumerate(hits, start=1):
-            whole = Source(number, hit, self._quoted(hit.text))
+            whole = Source(number, hit, self._passage(hit))
             if self._tokens(question, [*sources, whole]) <= room:
                 sources.append(whole)
                 continue
@@ -195,14 +215,20 @@ class Answerer:
 
     def _no_room(self, question: str, hit: Hit, room: int) -> TextTooLongError:
         around = self._tokens(question, [])
-        passage = self._tokens(question, [Source(1, hit, self._quoted(hit.text))]) - around
+        passage = self._tokens(question, [Source(1, hit, self._passage(hit))]) - around
         return TextTooLongError(
             f"the LLM's context of {self.context} tokens has no room for one passage: instructions and question take "
             f"{around}, the best passage {passage}, and {self.answer_tokens} are kept for the answer, which leaves "
             f"{max(0, room - around)}",
-            hint="use an LLM with a longer context, lower `--max-tokens`, or make the index with a lower "
-            "`--chunk-tokens`",
+            hint="use an LLM with a longer context, lower `--max-tokens`, or make shorter chunks: "
+            "`ortkit index FOLDER -o INDEX --restart --chunk-tokens N`",
         )
+
+    def _passage(self, hit: Hit) -> str:
+        """The text of a passage in the prompt; in source code, `a[0]` cites nothing."""
+        if PurePosixPath(hit.file).suffix.lower() in SUFFIXES:
+            return self.decoder.spelled_out(hit.text, markers=(_OPEN, _CLOSE))
+        return self._quoted(hit.text)
 
     def _quoted(self, text: str) -> str:
         return without_citations(self.decoder.spelled_out(text, markers=(_OPEN, _CLOSE)))
@@ -213,9 +239,14 @@ class Answerer:
         )
         quoted = self.decoder.spelled_out(question, markers=(_OPEN, _CLOSE))
         asked = f"{_OPEN}\n{passages}\n{_CLOSE}\n\nQuestion: {quoted.strip()}"
-        if self._takes_system_messages():
-            return [Message(SYSTEM, INSTRUCTIONS), Message(USER, asked)]
-        return [Message(USER, f"{INSTRUCTIONS}\n\n{asked}")]
+        before = self._before
+        if not self._takes_system_messages():
+            return [*before, Message(USER, f"{INSTRUCTIONS}\n\n{asked}")]
+        system = INSTRUCTIONS
+        if before and before[0].role == SYSTEM:
+            # Many templates take one system message alone.
+            system, before = f"{before[0].content}\n\n{INSTRUCTIONS}", before[1:]
+        return [Message(SYSTEM, system), *before, Message(USER, asked)]
 
     def _takes_system_messages(self) -> bool:
         """Whether the chat template renders a system message: some refuse it, others drop it."""
@@ -268,7 +299,7 @@ class CitedStream(Stream):
 
 
 def nothing_found(index_name: str, grounding: Grounding) -> str:
-    """What is said instead of an answer."""
+    """The sentence that stands for an answer where nothing was found."""
     message = f"Nothing was found in {index_name} about this."
     if grounding.best_similarity is None or grounding.min_similarity is None:
         return message

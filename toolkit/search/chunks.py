@@ -7,6 +7,7 @@ it will be embedded, since the tokens of a text need not be those of its parts.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.errors import InputError
 from ...runtime.text.sentences import sentence_starts
-from .documents.document import Document, Passage, Place, ReadingReport
+from .documents.document import Document, Passage, Place
 
 DEFAULT_TOKENS = 256
 """Default length of chunks, for models that read more."""
@@ -28,11 +29,14 @@ _FEWEST_TOKENS = 16
 """Smallest room for the text of a chunk."""
 _LONGEST_SENTENCE = 1 << 13
 """Characters: a longer one is split before it is tokenized, which is slow and may be refused for much longer ones."""
+_LONGEST_TOKEN = 16
+"""Characters that count as a token at least: WordPiece has one `[UNK]` for a word of any length, such as base64."""
 _BATCH_CHARACTERS = 1 << 16
 _BATCH_CHUNKS = 128
 _CONTEXT_SEPARATOR = " > "
 _LONGEST_NAME = 1000
 """Characters of a title or heading that are looked at."""
+_WORD = re.compile(r"\w")
 _VERSION = 1
 
 
@@ -77,13 +81,19 @@ class _Sentence:
     """Line breaks in the passage before `start`."""
 
     @property
+    def text(self) -> str:
+        return self.passage.text[self.start : self.end]
+
+    @property
     def lines(self) -> tuple[int, int] | None:
-        """Lines in the file of the first and last character, whitespace aside."""
+        """Lines in the file of the first and last character that is not whitespace; None without one."""
         whole = self.passage.place.lines
         if whole is None or not self.passage.line_by_line:
             return whole
-        text = self.passage.text[self.start : self.end]
+        text = self.text
         words = text.lstrip()
+        if not words:
+            return None
         first = whole[0] + self.line + text.count("\n", 0, len(text) - len(words))
         return first, first + words.rstrip().count("\n")
 
@@ -143,44 +153,57 @@ class Chunker:
     def _drafts(self, document: Document) -> Iterator[_Draft]:
         packer: _Packer | None = None
         above: tuple[tuple[str, ...], int | None] | None = None
-        for sentences in self._sentences(document):
+        contexts: dict[tuple[str, ...], tuple[str, int]] = {}
+        for sentences in self._sentences(document, contexts):
             place = sentences[0].passage.place
             if packer is None or above != (place.headings, place.page):
                 if packer is not None:
                     yield from packer.end()
                 above = (place.headings, place.page)
-                context, tokens = self._context(document.title, place.headings)
+                context, tokens = contexts[place.headings]
                 room = self.settings.max_tokens - self._around - tokens
                 packer = _Packer(context, room, self.settings.overlap, self._join)
             yield from packer.add(sentences)
         if packer is not None:
             yield from packer.end()
 
-    def _sentences(self, document: Document) -> Iterator[list[_Sentence]]:
-        """The sentences of each passage, none longer than a chunk; passages without tokens are left out."""
+    def _sentences(
+        self, document: Document, contexts: dict[tuple[str, ...], tuple[str, int]]
+    ) -> Iterator[list[_Sentence]]:
+        """The sentences of each passage, none longer than a chunk; passages without tokens are left out.
+
+        `contexts` gets the context, and its tokens, of the headings above each passage.
+        """
         batch: list[Passage] = []
         characters = 0
         for passage in document.passages:
             batch.append(passage)
             characters += len(passage.text)
             if characters > _BATCH_CHARACTERS:
-                yield from self._counted(batch, document.report)
+                yield from self._counted(batch, document, contexts)
                 batch, characters = [], 0
-        yield from self._counted(batch, document.report)
+        yield from self._counted(batch, document, contexts)
 
-    def _counted(self, passages: Sequence[Passage], report: ReadingReport) -> Iterator[list[_Sentence]]:
-        spans = [list(_split(passage.text)) for passage in passages]
-        both = list(zip(passages, spans, strict=True))
-        sizes = iter(self._tokens_of([passage.text[start:end] for passage, cuts in both for start, end in cuts]))
+    def _counted(
+        self, passages: Sequence[Passage], document: Document, contexts: dict[tuple[str, ...], tuple[str, int]]
+    ) -> Iterator[list[_Sentence]]:
+        both = [(passage, list(_split(passage.text))) for passage in passages]
+        # Many small calls of the tokenizer are slow: sentences and headings are counted in one.
+        new = list({passage.place.headings: None for passage in passages if passage.place.headings not in contexts})
+        above = [_above(document.title, headings) for headings in new]
+        texts = [passage.text[start:end] for passage, cuts in both for start, end in cuts]
+        sizes = iter(self._tokens_of([_context_line(names) for names in above] + texts))
+        for headings, names in zip(new, above, strict=True):
+            contexts[headings] = self._context(names, next(sizes))
         for passage, cuts in both:
             line = 0
             sentences: list[_Sentence] = []
             for start, end in cuts:
                 size = next(sizes)
                 if isinstance(size, str):
-                    report.skip(f"a sentence that {size}")
+                    document.report.skip(f"a sentence that {size}")
                 else:
-                    for first, last, tokens in self._pieces(passage.text, start, end, size):
+                    for first, last, tokens in self._pieces(passage.text, start, end, max(size, _weight(start, end))):
                         sentences.append(_Sentence(passage, first, last, tokens, line))
                         line += passage.text.count("\n", first, last)
                     continue
@@ -194,45 +217,52 @@ class Chunker:
             yield start, end, size
             return
         starts = np.maximum.accumulate(self._tokenizer.spans(text[start:end]).starts) + start
-        first, at = 0, start
+        at = start
         while at < end:
+            first = int(np.searchsorted(starts, at))
             last = first + self._step
-            cut = end if last >= len(starts) else _word_start(text, at, int(starts[last]))
+            cut = min(end if last >= len(starts) else int(starts[last]), at + self._step * _LONGEST_TOKEN)
+            if cut < end:
+                cut = _word_start(text, at, cut)
             if cut <= at:
                 # A character of more tokens than a piece has.
                 beyond = starts[starts > at]
                 cut = int(beyond[0]) if len(beyond) else end
-            last = int(np.searchsorted(starts, cut))
-            yield at, cut, max(last - first, 1)
-            first, at = last, cut
+            tokens = int(np.searchsorted(starts, cut)) - first
+            yield at, cut, max(tokens, 1, _weight(at, cut))
+            at = cut
 
-    def _context(self, title: str, headings: tuple[str, ...]) -> tuple[str, int]:
-        """Title and headings in one line and its tokens: the outer headings are left out first, then the end is cut."""
-        names = [" ".join(name[:_LONGEST_NAME].split()) for name in headings]
-        top = " ".join(title[:_LONGEST_NAME].split())
-        if names and names[0] == top:
-            del names[0]
-        texts = [_CONTEXT_SEPARATOR.join(filter(None, [top, *names[left:]])) for left in range(max(1, len(names)))]
-        texts = [text for text in texts if text]
-        # The line break is counted with them.
-        for text, size in zip(texts, self._tokens_of([text + "\n" for text in texts]), strict=True):
-            if isinstance(size, int) and size <= self._context_room:
-                return text, size
-            if isinstance(size, str):
-                return "", 0
-        if not texts:
+    def _context(self, names: list[str], size: int | str) -> tuple[str, int]:
+        """Title and headings of `size` tokens in one line, and its tokens.
+
+        Of too long ones, the outer headings are left out first, then the end of the line. The line break is counted.
+        """
+        if isinstance(size, str):
             return "", 0
-        starts = self._tokenizer.spans(texts[-1]).starts
-        keep = max(0, self._context_room - 2)
-        text = texts[-1][: int(starts[keep])].rstrip() if keep < len(starts) else texts[-1]
-        (size,) = self._tokens_of([text + "\n"])
-        return (text, size) if isinstance(size, int) and size <= self._context_room else ("", 0)
+        while size > self._context_room and len(names) > 2:
+            names = [names[0], *names[2:]]
+            size = self._line_size(names)
+        if size > self._context_room:
+            line = _context_line(names)
+            starts = self._tokenizer.spans(line).starts
+            names = [line[: int(starts[min(len(starts) - 1, max(0, self._context_room - 2))])].strip()]
+            size = self._line_size(names)
+        if size > self._context_room:
+            return "", 0
+        return _context_line(names).rstrip("\n"), size
+
+    def _line_size(self, names: list[str]) -> int:
+        (size,) = self._tokens_of([_context_line(names)])
+        # Larger than any room.
+        return self.settings.max_tokens if isinstance(size, str) else size
 
     def _fitted(self, drafts: Sequence[_Draft], document: Document) -> Iterator[Chunk]:
         """Chunks that are within the limit as a whole; longer ones are split again."""
         chunks = [_chunk_of(draft, document.title) for draft in drafts]
         sizes = self._tokenizer.sizes([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
         for draft, chunk, size in zip(drafts, chunks, sizes, strict=True):
+            if not chunk.text:
+                continue
             if isinstance(size, str):
                 document.report.skip(f"a passage that {size}")
             elif size <= self.settings.max_tokens:
@@ -281,13 +311,17 @@ class _Packer:
         yield from self.end()
         most = min(self.overlap, self.room - following)
         ended, self.sentences, self.tokens = self.sentences, [], 0
+        taken = 0
         for sentence in reversed(ended):
-            size = self._size(sentence)
-            if self.tokens + size > most:
+            taken += sentence.tokens + self.join
+            if taken > most:
                 break
             self.sentences.append(sentence)
-            self.tokens += size
+        # The last line of a table or of a code block says nothing where the chunk begins with it.
+        while self.sentences and not _WORD.search(self.sentences[-1].text):
+            self.sentences.pop()
         self.sentences.reverse()
+        self.tokens = sum(sentence.tokens + self.join for sentence in self.sentences)
         self.repeated = len(self.sentences)
 
 
@@ -304,6 +338,21 @@ def _checked_settings(max_tokens: int | None, overlap: int | None, *, most: int,
     if not 0 <= repeated <= length // 2:
         raise InputError(f"the overlap must be from 0 to {length // 2} tokens, half of a chunk, not {repeated}")
     return ChunkSettings(length, repeated)
+
+
+def _weight(start: int, end: int) -> int:
+    """Tokens that a text of this length counts as at least."""
+    return (end - start) // _LONGEST_TOKEN
+
+
+def _above(title: str, headings: tuple[str, ...]) -> list[str]:
+    """Title and headings, each in one line and once; a title that is a heading too stands where that is."""
+    names = [" ".join(name[:_LONGEST_NAME].split()) for name in (title, *headings)]
+    return [name for name in (names if names[0] not in names[1:] else names[1:]) if name]
+
+
+def _context_line(names: list[str]) -> str:
+    return _CONTEXT_SEPARATOR.join(names) + "\n" if names else ""
 
 
 def _split(text: str) -> Iterator[tuple[int, int]]:
@@ -399,4 +448,4 @@ def _parts(draft: _Draft) -> list[_Draft]:
         _Sentence(one.passage, one.start, cut, tokens, one.line),
         _Sentence(one.passage, cut, one.end, one.tokens - tokens, one.line + text.count("\n", one.start, cut)),
     ]
-    return [_Draft(draft.context, [half]) for half in halves if not text[half.start : half.end].isspace()]
+    return [_Draft(draft.context, [half]) for half in halves if not half.text.isspace()]

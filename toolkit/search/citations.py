@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _NUMBERS = r"\^?\s*(?:sources?\s*)?\d{1,4}(?:\s*(?:,|;|-|\u2013|and)\s*(?:sources?\s*)?\d{1,4})*\s*"
 _CITATION = re.compile(rf"\[({_NUMBERS})\]", re.IGNORECASE)
@@ -94,6 +95,13 @@ class CitationReader:
         unknown = [number for number in dict.fromkeys(numbers) if number not in known]
         self.unknown += [number for number in unknown if number not in self.unknown]
         return found[0] if not unknown else "".join(f"[{number}]" for number in dict.fromkeys(known)) + UNKNOWN
+
+
+def citations_of(text: str) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """First and last index (exclusive) of each citation of a complete answer, and the numbers that it cites."""
+    for found in _CODE_OR_CITATION.finditer(text):
+        if found[0][0] == "[":
+            yield found.start(), found.end(), tuple(dict.fromkeys(_expanded(found[0])))
 
 
 def _expanded(numbers: str) -> list[int]:

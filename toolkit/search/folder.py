@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,7 +122,9 @@ class _Walk:
         self.include = Globs(rules.include, "include pattern")
         self.exclude = Globs(rules.exclude, "exclude pattern")
         self.linked: set[tuple[int, int]] = set()
-        """Device and inode of what links out of the folder led to."""
+        """Device and inode of the folders that links out of this one led to."""
+        self.read: set[tuple[int, int]] = set()
+        """Those of files, which such links can lead to by several names."""
 
     def entries(
         self, found: list[os.DirEntry[str]], prefix: str, ignoring: tuple[_IgnoreFile, ...]
@@ -177,10 +180,11 @@ class _Walk:
             return SkippedFile(name, "is a link to a file that does not exist")
         except OSError as error:
             return SkippedFile(name, f"is a link that cannot be followed: {error.strerror or error}")
-        reason = self._reason_not_to_follow(os.path.realpath(entry.path), (status.st_dev, status.st_ino))
+        identity = (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
+        reason = self._reason_not_to_follow(os.path.realpath(entry.path), identity)
         return None if reason is None else SkippedFile(name, reason)
 
-    def _reason_not_to_follow(self, target: str, identity: tuple[int, int]) -> str | None:
+    def _reason_not_to_follow(self, target: str, identity: tuple[int, int] | None) -> str | None:
         if target == self.root:
             return "is a link to the folder itself"
         if target.startswith(self.root.rstrip("/") + "/"):
@@ -191,7 +195,8 @@ class _Walk:
             return "is a link to a folder that this one is in"
         if identity in self.linked:
             return f"is a link to `{target}`, as an earlier one"
-        self.linked.add(identity)
+        if identity is not None:
+            self.linked.add(identity)
         return None
 
     def _folder(self, path: Path, name: str, ignoring: tuple[_IgnoreFile, ...]) -> Iterator[FoundFile | SkippedFile]:
@@ -213,6 +218,9 @@ class _Walk:
         status = entry.stat()
         if not stat.S_ISREG(status.st_mode):
             return SkippedFile(name, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a regular file')}")
+        if self.rules.follow_links and (status.st_dev, status.st_ino) in self.read:
+            return SkippedFile(name, "is a file that is read by an earlier name")
+        self.read.add((status.st_dev, status.st_ino))
         if status.st_size > self.rules.max_file_bytes:
             limit = megabytes(self.rules.max_file_bytes)
             return SkippedFile(name, f"has {megabytes(status.st_size)}, and the limit is {limit}")
@@ -251,7 +259,7 @@ def _ignore_patterns(path: Path, lines: list[str]) -> GitIgnoreSpec:
     try:
         # The package tries compiled engines first, whose rules differ in corners, if they happen to be installed.
         return GitIgnoreSpec.from_lines(lines, backend="simple")
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise InputError(f"the ignore file `{path}` has a pattern that is not valid: {error}") from error
 
 

@@ -28,7 +28,9 @@ _MOST_WORDS = 256
 """Different words of a query that are looked up."""
 _MOST_TERMS = 64
 """Terms of a MATCH expression; the rarest are taken."""
-_MOST_POSTINGS = 30_000
+_MOST_COUNTED = 50_000
+"""Terms whose number of chunks is kept in memory."""
+_MOST_POSTINGS = 20_000
 """Entries (term and chunk) that a query scores: bm25() takes about a microsecond for each. The rarest terms first."""
 
 
@@ -61,13 +63,17 @@ class _Term:
     chunks: int
 
 
-def match_expression(connection: sqlite3.Connection, query: str, chunks: int, *, alone: bool) -> str | None:
+def match_expression(
+    connection: sqlite3.Connection, query: str, chunks: int, *, alone: bool, counted: dict[str, int] | None = None
+) -> str | None:
     """The MATCH expression of a query: any of its words, without those that are too frequent; None if none is left.
 
     BM25 gives no weight to a term that is in more than half of the chunks. With `alone`, where no embeddings help, the
-    rarest is taken even so.
+    rarest is taken even so. `counted` keeps the number of chunks of terms for later queries: FTS5 counts them.
     """
-    terms = sorted(_frequencies(connection, words_of(query)), key=lambda term: term.chunks)
+    terms = sorted(
+        _frequencies(connection, words_of(query), {} if counted is None else counted), key=lambda term: term.chunks
+    )
     rare = [term for term in terms if term.chunks * 2 <= chunks] or (terms[:1] if alone else [])
     kept: list[str] = []
     postings = 0
@@ -80,7 +86,7 @@ def match_expression(connection: sqlite3.Connection, query: str, chunks: int, *,
     return " OR ".join(f'"{word}"' for word in sorted(kept)) or None
 
 
-def _frequencies(connection: sqlite3.Connection, words: Iterable[str]) -> list[_Term]:
+def _frequencies(connection: sqlite3.Connection, words: Iterable[str], counted: dict[str, int]) -> list[_Term]:
     """The words that are in the index, with the number of chunks; of words with the same term (stem), the first."""
     numbered = list(enumerate(words))
     connection.executemany("INSERT INTO temp.asked(rowid, word) VALUES (?, ?)", numbered)
@@ -96,9 +102,14 @@ def _frequencies(connection: sqlite3.Connection, words: Iterable[str]) -> list[_
         first_of.setdefault(term, number)
     found = []
     for term, number in first_of.items():
-        counted = connection.execute("SELECT doc FROM temp.frequencies WHERE term = ?", (term,)).fetchone()
-        if counted is not None:
-            found.append(_Term(numbered[number][1], counted[0]))
+        chunks = counted.get(term)
+        if chunks is None:
+            row = connection.execute("SELECT doc FROM temp.frequencies WHERE term = ?", (term,)).fetchone()
+            chunks = 0 if row is None else row[0]
+            if len(counted) < _MOST_COUNTED:
+                counted[term] = chunks
+        if chunks:
+            found.append(_Term(numbered[number][1], chunks))
     return found
 
 

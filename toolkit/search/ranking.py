@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,9 @@ from .fusion import fuse
 from .hits import Hit, HitScores, SearchMode
 from .index_file import path_of
 from .snapshot import Filter, Located, Snapshot
+
+Found = list[tuple[int, float]]
+"""Chunks and their scores, best first."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class _Ranking:
     scores: dict[int, float]
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, float]], located: dict[int, Located], count: int) -> _Ranking:
+    def of(cls, found: Found, located: dict[int, Located], count: int) -> _Ranking:
         """The best `count`; ties in order of files and of chunks in them, however the index came about."""
         ordered = sorted(found, key=lambda one: (-one[1], located[one[0]].order))
         return cls(dict(ordered[:count]))
@@ -50,12 +54,7 @@ def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[
     limit = snapshot.filter(request.paths) if request.paths else None
     if limit is not None and not limit:
         return []
-    query = None if request.mode is SearchMode.BM25 else embed(request.query)
-    by_vector = [] if query is None else snapshot.vectors.nearest(query, request.candidates, allowed=_allowed(limit))
-    by_words: list[tuple[int, float]] = []
-    if request.mode is not SearchMode.VECTOR:
-        alone = request.mode is SearchMode.BM25
-        by_words = snapshot.full_text(request.query, request.candidates, limit, alone=alone)
+    query, by_vector, by_words = _candidates(snapshot, request, limit, embed)
     chunks = list(dict.fromkeys(chunk for chunk, _ in (*by_vector, *by_words)))
     located = snapshot.locate(chunks)
     vectors = _Ranking.of(by_vector, located, request.candidates)
@@ -79,11 +78,29 @@ def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[
         )
         own = {SearchMode.VECTOR: scores.similarity, SearchMode.BM25: scores.bm25}.get(request.mode)
         score = scores.fused if own is None else own
-        hits.append(Hit(rank, text.text, text.title, file, folder / file, text.place, score, scores))
+        path, read = folder / file, text.embedded_text
+        hits.append(Hit(rank, text.text, text.title, file, path, text.place, score, scores, read))
     if request.reranker is None:
         return hits
-    passages = [texts[chunk].embedded_text for chunk in best]
-    return _reranked(request.reranker, request.query, passages, hits, request.top_n)
+    return _reranked(request.reranker, request.query, hits, request.top_n)
+
+
+def _candidates(
+    snapshot: Snapshot, request: Request, limit: Filter | None, embed: Callable[[str], NDArray[np.float32]]
+) -> tuple[NDArray[np.float32] | None, Found, Found]:
+    """The query's embedding, and the best chunks by it and by BM25, which is computed beside."""
+    if request.mode is SearchMode.BM25:
+        return None, [], snapshot.full_text(request.query, request.candidates, limit, alone=True)
+    words = None
+    if request.mode is SearchMode.HYBRID:
+        words = snapshot.beside.submit(snapshot.full_text, request.query, request.candidates, limit, alone=False)
+    try:
+        query = embed(request.query)
+        by_vector = snapshot.vectors.nearest(query, request.candidates, allowed=_allowed(limit))
+    finally:
+        # It uses the snapshot, which may be closed after this.
+        wait([] if words is None else [words])
+    return query, by_vector, [] if words is None else words.result()
 
 
 def _allowed(limit: Filter | None) -> NDArray[np.bool_] | None:
@@ -106,9 +123,9 @@ def _similarities(
     return vectors.scores | dict(zip(others, found.tolist(), strict=True))
 
 
-def _reranked(reranker: Reranker, query: str, passages: list[str], hits: list[Hit], count: int) -> list[Hit]:
+def _reranked(reranker: Reranker, query: str, hits: list[Hit], count: int) -> list[Hit]:
     """The hits in the reranker's order, ties in the order of before."""
-    ranked = reranker.rank(query, passages, top_n=count)
+    ranked = reranker.rank(query, [hit.embedded_text for hit in hits], top_n=count)
     found = []
     for rank, one in enumerate(ranked, 1):
         hit = hits[one.index]

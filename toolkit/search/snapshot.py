@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,17 @@ class Snapshot:
         self._texts = folder / texts_name(index.generation)
         self._filters: OrderedDict[tuple[str, ...], Filter] = OrderedDict()
         self._names: dict[int, str] | None = None
+        self._counted: dict[str, int] = {}
         self._lock = threading.Lock()
         self._users, self._retired = 0, False
         # All are opened now: a writer may remove the file's name later.
         self._connections: LifoQueue[sqlite3.Connection] = LifoQueue()
+        count = min(find_cores().usable, _MOST_CONNECTIONS)
         with sqlite_errors(self._texts):
-            for _ in range(min(find_cores().usable, _MOST_CONNECTIONS)):
+            for _ in range(count):
                 self._connections.put(self._connect())
+        self.beside = ThreadPoolExecutor(count, thread_name_prefix="ortkit-search")
+        """For what runs while the calling thread does something else: SQLite and numpy release the interpreter."""
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._texts, read_only=True)
@@ -130,6 +135,7 @@ class Snapshot:
         with self._lock:
             if not self._retired or self._users:
                 return
+            self.beside.shutdown(wait=False)
             while not self._connections.empty():
                 self._connections.get().close()
 
@@ -170,7 +176,9 @@ class Snapshot:
     def full_text(self, query: str, count: int, limit: Filter | None, *, alone: bool) -> list[tuple[int, float]]:
         """The best chunks by BM25; none where no word of the query is in the index, or all are too frequent."""
         with self._connection() as connection:
-            expression = full_text.match_expression(connection, query, self.index.chunks, alone=alone)
+            expression = full_text.match_expression(
+                connection, query, self.index.chunks, alone=alone, counted=self._counted
+            )
             if expression is None:
                 return []
             return full_text.ranked(connection, expression, count, files=None if limit is None else limit.ids)

@@ -44,16 +44,16 @@ CREATE TABLE chunks (
     id INTEGER PRIMARY KEY,
     file INTEGER NOT NULL,
     number INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    title TEXT NOT NULL,
-    context TEXT NOT NULL,
+    segment INTEGER NOT NULL,
+    row INTEGER NOT NULL,
+    hash BLOB NOT NULL,
     first_line INTEGER,
     last_line INTEGER,
     page INTEGER,
     headings TEXT NOT NULL,
-    hash BLOB NOT NULL,
-    segment INTEGER NOT NULL,
-    row INTEGER NOT NULL
+    title TEXT NOT NULL,
+    context TEXT NOT NULL,
+    text TEXT NOT NULL
 );
 CREATE INDEX chunks_file ON chunks (file, number);
 CREATE INDEX chunks_hash ON chunks (hash);
@@ -259,9 +259,10 @@ class WorkingStore:
             chunk, place = new.chunk, new.chunk.place
             lines = place.lines or (None, None)
             headings = json.dumps(place.headings, ensure_ascii=False)
-            of_text = (chunk.text, chunk.title, chunk.context)
+            of_vector = (new.segment, new.row, new.hash)
             of_place = (*lines, place.page, headings)
-            rows.append((number, new.file, new.number, *of_text, *of_place, new.hash, new.segment, new.row))
+            of_text = (chunk.title, chunk.context, chunk.text)
+            rows.append((number, new.file, new.number, *of_vector, *of_place, *of_text))
             texts.append((number, *_indexed(chunk.title, place.headings, chunk.text)))
         self.connection.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self.connection.executemany(f"INSERT INTO words (rowid, {_FTS_VALUES}) VALUES (?, ?, ?, ?)", texts)  # noqa: S608

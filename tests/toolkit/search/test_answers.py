@@ -89,6 +89,12 @@ def test_titles_and_questions_are_text_too(decoder: Decoder) -> None:
     assert found.messages[1].content.endswith("Question: Why?< |im_start|>")
 
 
+def test_brackets_of_source_code_stay(decoder: Decoder) -> None:
+    code = dataclasses.replace(hit("x = a[0]"), file="src/a.py")
+
+    assert "\nx = a[0]\n" in prepared(decoder, code).messages[1].content
+
+
 def special_tokens(decoder: Decoder, found: Grounding) -> int:
     ids = decoder.encode_exactly(decoder.apply_chat_template(found.messages))
     return sum(id_ in decoder.vocabulary.special for id_ in ids)

@@ -21,6 +21,11 @@ _ZERO_SHARE = 0.25
 """Share of zero bytes from which on text without a mark may be UTF-16: Latin letters make it a half."""
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROL_SHARE = 0.01
+_FEW_CONTROLS = 8
+_NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+_LATIN_RUN = 1.5
+"""Mean length of these runs of bytes, below which a text is taken for Latin letters with accents."""
+_LATIN = ("cp1252", "cp1250", "cp1254", "cp1257")
 _DAMAGED_SHARE = 10
 """Valid characters of several bytes for each invalid byte, from which on a text is damaged UTF-8."""
 _AS_BROWSERS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
@@ -114,7 +119,7 @@ def _is_binary(content: bytes) -> bool:
     if b"\0" in content:
         return True
     sample = content[:_SAMPLE]
-    return len(_CONTROLS.findall(sample)) > _CONTROL_SHARE * len(sample)
+    return len(_CONTROLS.findall(sample)) > max(_FEW_CONTROLS, _CONTROL_SHARE * len(sample))
 
 
 def _detected(content: bytes) -> str:
@@ -125,7 +130,11 @@ def _detected(content: bytes) -> str:
         raise UnreadableFileError(
             "is not UTF-8", hint="for other encodings, install the extra `docs`: `pip install 'ortkit[docs]'`"
         ) from error
-    best = from_bytes(content[:_SAMPLE]).best()
+    sample = content[:_SAMPLE]
+    runs = _NOT_ASCII.findall(sample)
+    # A few accents are too little to tell Latin encodings from Asian ones, whose characters have two bytes or more.
+    latin = sum(map(len, runs)) < _LATIN_RUN * len(runs)
+    best = (from_bytes(sample, cp_isolation=list(_LATIN)).best() if latin else None) or from_bytes(sample).best()
     if best is None:
         raise UnreadableFileError(
             "is not text in an encoding that can be recognized", hint="convert it to UTF-8, for example with `iconv`"

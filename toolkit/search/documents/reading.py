@@ -88,10 +88,8 @@ def _text(found: FoundFile, suffix: str) -> tuple[str, list[Passage] | None]:
     if suffix in _MARKDOWN:
         return read_markdown(text)
     if suffix == ".json":
-        if is_jsonl(found):
-            return "", None
         members = read_json(text)
-        if members is not None:
+        if members is not None or is_jsonl(text):
             return "", members
     return "", read_code(text, suffix) if suffix in SUFFIXES else paragraphs(text)
 

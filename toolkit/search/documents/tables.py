@@ -30,8 +30,9 @@ def read_table(found: FoundFile, report: ReadingReport) -> Iterator[Passage]:
     with _utf8(found) as stream:
         source = Source(stream)
         try:
-            position = detect_format(source, InputFormat.AUTO, name=found.name)
-            if position.format is InputFormat.JSONL:
+            table = found.name.lower().endswith((".csv", ".tsv", ".tab"))
+            position = detect_format(source, InputFormat.AUTO if table else InputFormat.JSONL, name=found.name)
+            if not table:
                 yield from _records(ItemReader(source, position), report)
             else:
                 yield from _rows(stream, position, report)
@@ -39,10 +40,12 @@ def read_table(found: FoundFile, report: ReadingReport) -> Iterator[Passage]:
             raise UnreadableFileError(error.message, hint=error.hint) from error
 
 
-def is_jsonl(found: FoundFile) -> bool:
-    """Whether a file named `.json` has a record in each line."""
-    with _utf8(found) as stream:
-        return detect_format(Source(stream), InputFormat.AUTO, name="x.json").format is InputFormat.JSONL
+def is_jsonl(text: str) -> bool:
+    """Whether the first line is an object, though the whole text is not JSON."""
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0], parse_int=str), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @contextmanager
@@ -192,7 +195,7 @@ def _members(text: str) -> Iterator[Passage]:
         if closing == "}":
             name, at = decoder.raw_decode(text, at)
             at = _after_space(text, at)
-            if not isinstance(name, str) or text[at : at + 1] != ":":
+            if type(name) is not str or text[at : at + 1] != ":":
                 raise ValueError("a member without a name or a value")
             at = _after_space(text, at + 1)
         value, end = decoder.raw_decode(text, at)
