@@ -31,7 +31,7 @@ COLLECTIONS = ("questions", "docstrings", "descriptions")
 NAMES = {SearchMode.BM25: "BM25 alone", SearchMode.VECTOR: "vectors alone", SearchMode.HYBRID: "fusion"}
 RERANKED = "fusion, reranked"
 NOTE = (
-    "not measured: fusion with reranking. No package of the registries carries a trained cross-encoder, and one with "
+    "not measured: fusion with reranking. No trained cross-encoder was found in the package registries, and one with "
     "seeded weights knows nothing of relevance; `--reranker BUNDLE` adds the row"
 )
 

@@ -186,6 +186,18 @@ def test_the_mixed_folder_has_sixty_files_and_each_passage_once(tmp_path: Path) 
         pypdf.PdfReader(tmp_path / "old" / "damaged.pdf", strict=True)
 
 
+def test_the_files_of_the_mixed_folder_are_found_in_every_format(tmp_path: Path) -> None:
+    homes = write_folder(tmp_path / "files")
+    embedder = Embedder(write_embedder(tmp_path / "bundle"))
+
+    with Index.build(tmp_path / "index", tmp_path / "files", embedder, chunk_tokens=64) as index:
+        assert index.update_report is not None
+        assert index.update_report.added == 58
+        assert [one.name for one in index.update_report.skipped] == ["old/damaged.pdf", "old/notes.txt.gz"]
+        found = {one.title: index.search(one.text, mode="bm25", top_n=1)[0].file for one in passages()}
+    assert found == homes
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Index, Collection]]:
     """An index of a few files, and queries on it."""
