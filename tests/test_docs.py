@@ -333,15 +333,6 @@ def test_the_readmes_table_is_the_catalog() -> None:
     ]
 
 
-def test_the_readmes_ratios_are_those_of_the_benchmarks() -> None:
-    (table,) = re.findall(r"(?s)## How it compares\n(.*?)\n## ", read("README.md"))
-    ratios = re.findall(r"(?<=[|/] )\d+\.\d\d?\d?(?= [|/])", table)
-
-    assert len(ratios) > 20
-    measured = read("benchmarks/README.md")
-    assert not [ratio for ratio in ratios if not re.search(rf"(?<![\d.]){re.escape(ratio)}(?!\d)", measured)]
-
-
 def test_the_search_of_the_demo_finds_the_right_passages(int8_bundle: Bundle) -> None:
     query = "the generator will not start on a cold morning"
 
