@@ -31,6 +31,7 @@ from ortkit import (
 from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.toolkit.search import store, update, vectors, workspace
 from ortkit.toolkit.search.index_file import INDEX_FILE
+from ortkit.toolkit.search.snapshot import Snapshot
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.search.conftest import MANUALS, write_files
 
@@ -539,6 +540,26 @@ def test_readers_beside_a_writer(tmp_path: Path, tiny_embedder: Embedder) -> Non
     built.close()
     assert faults == []
     assert len(seen) > 1
+
+
+def test_a_search_that_meets_a_reload(index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation is replaced, or the index closed, after a search began and before it holds the generation."""
+    write_files(manuals, {"new.txt": "A new word: zyzzyva."})
+    again(index)
+    original = Snapshot.acquire
+    meanwhile = [index.reload]
+
+    def acquire(snapshot: Snapshot) -> bool:
+        if meanwhile:
+            meanwhile.pop()()
+        return original(snapshot)
+
+    monkeypatch.setattr(Snapshot, "acquire", acquire)
+    assert index.search("zyzzyva", mode="bm25")[0].file == "new.txt"
+    with Index.open(index.path, embedder=index.embedder) as opened:
+        meanwhile.append(opened.close)
+        with pytest.raises(InputError, match="is closed"):
+            opened.search("fox")
 
 
 def damaged(index: Index, name: str) -> Path:
