@@ -172,13 +172,13 @@ benchmark: $(VENV)/.dev $(BUNDLE)/manifest.json $(FP32_BUNDLE)/manifest.json $(D
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers.txt
 	.venv-peers/bin/python -m pip install -q -r benchmarks/peers-compiled.txt || echo "llama.cpp is left out: it could not be compiled"
-	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1
-	$(BIN)/python -m benchmarks.reranking --fp32
-	$(BIN)/python -m benchmarks.decoding --source-bundle $(DECODER_BUNDLE)
-	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.embedding --fp32-bundle $(FP32_BUNDLE) --fastembed-batch 1 $(SAVE)
+	$(BIN)/python -m benchmarks.reranking --fp32 $(SAVE)
+	$(BIN)/python -m benchmarks.decoding --source-bundle $(DECODER_BUNDLE) $(SAVE)
+	$(BIN)/python -m benchmarks.startup $(SAVE)
 	$(BIN)/python -m benchmarks.llama_server $(LLAMA_SERVER) || echo "llama.cpp's server is left out: it could not be built"
-	$(BIN)/python -m benchmarks.serving
-	$(BIN)/python -m benchmarks.lookup
+	$(BIN)/python -m benchmarks.serving $(SAVE)
+	$(BIN)/python -m benchmarks.lookup $(SAVE)
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.ranking_accuracy
 	$(BIN)/python -m benchmarks.retrieval

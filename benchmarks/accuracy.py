@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers import BUNDLE, MODEL, REPOSITORY, ortkit_name
+from benchmarks.processor import processor
 from benchmarks.table import print_table
 from benchmarks.texts import held_out_passages, held_out_sentences, judged_texts
 from ortkit import Embedder
@@ -126,6 +127,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    print(processor())
     from sentence_transformers import SentenceTransformer
 
     options = parse_options()

@@ -2,8 +2,8 @@
 
 240 questions that a passage answers, among 584 passages; the same questions without the passage that answers them, where
 others on the subject are left; and the same among passages of other subjects alone. A threshold refuses questions whose
-most similar passage is below it. Questions are paraphrases that share few words with their passages, so they are harder
-than most that people ask.
+most similar passage is below it. The questions are paraphrases that share few words with their passages, so they are
+harder than most that people ask.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ from benchmarks.decoding_peers import (
 from benchmarks.decoding_worker import OPENVINO_MODEL, Logits, System
 from benchmarks.peers import PEERS, REPOSITORY, add_only, ortkit_name, peers_python
 from benchmarks.plot import Curve, curves
+from benchmarks.processor import processor
+from benchmarks.results import Better, Figure, add_save, plain_figure, rate_figure, save, time_figure
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import CORPUS, read_lines
@@ -346,6 +348,31 @@ def cost_rows(
     return header, rows
 
 
+def figures_of(results: Sequence[Result], closeness: dict[str, Closeness]) -> Iterator[Figure]:
+    """The figures for a result file; the first bundle is the one that peers are compared with."""
+    first = results[0]
+    for result in results:
+        name, is_first = result.contestant.name, result is first
+        for context in sorted(result.speeds):
+            yield speed_figure(f"decode after {context}", result, first, context, tokens=1, of=Result.token_seconds)
+            yield speed_figure(f"prefill {context}", result, first, context, tokens=context, of=Result.prompt_seconds)
+        starts = None if is_first else first.start_seconds
+        yield time_figure(f"first token after {min(result.speeds)}", name, result.start_seconds, starts)
+        yield plain_figure("peak memory", name, result.peak_bytes / MEBIBYTE, "MiB", Better.LOWER)
+        yield plain_figure("size", name, total_bytes(result.contestant.model) / MEGABYTE, "MB", Better.LOWER)
+        if name in closeness:
+            yield plain_figure("KL", name, closeness[name].kl, "nats", Better.LOWER)
+            yield plain_figure("top-1", name, closeness[name].top, "share", Better.HIGHER)
+
+
+def speed_figure(
+    measure: str, result: Result, first: Result, context: int, *, tokens: int, of: Callable[[Result, int], list[float]]
+) -> Figure:
+    """Tokens per second in each round, from seconds for so many tokens."""
+    rates, ours = ([tokens / seconds for seconds in of(one, context)] for one in (result, first))
+    return rate_figure(measure, result.contestant.name, rates, None if result is first else ours, "tokens/s")
+
+
 def write_plot(path: Path, results: Sequence[Result], *, threads: int) -> None:
     """Plot new tokens per second against prompt tokens, one curve per system."""
     drawn = [
@@ -381,6 +408,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compared", type=int, default=512, help="tokens of the text that is compared with PyTorch")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one warm-up")
     parser.add_argument("--plot", type=Path, default=PLOT, metavar="SVG")
+    add_save(parser, "decoding")
     options = parser.parse_args(arguments)
     if options.new < 2:
         parser.error("--new must be at least 2: speed is taken from the first token to the last")
@@ -399,6 +427,7 @@ def main() -> None:
     with workers_of(contestants, threads=threads, context=context) as workers:
         results = compete(workers, prompts, new=options.new, repeats=options.repeats, threads=threads, context=context)
         closeness = closeness_of(workers, compared)
+    print(f"\n{processor()}")
     rounds = f"{threads} threads; medians of {options.repeats} rounds (range)"
     for count in contexts:
         title = f"{MODEL}, {options.new} new tokens after {count}, {rounds}"
@@ -413,6 +442,7 @@ def main() -> None:
     print(f"\n{options.plot}")
     for note in missing:
         print(note)
+    save(options, "decoding", figures_of(results, closeness))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -28,6 +28,7 @@ from benchmarks.peers import (
 )
 from benchmarks.plot import Point, scatter
 from benchmarks.processor import processor
+from benchmarks.results import Better, Figure, add_save, plain_figure, rate_figure, save, time_figure
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import QUERY_WORDS, held_out_sentences, held_out_texts, queries
@@ -123,6 +124,23 @@ def latency_rows(workers: list[Worker], rounds: list[list[list[float]]]) -> tupl
     return ["system", "median us", f"system / {workers[0].contestant.name}"], rows
 
 
+def figures_of(
+    results: list[Result], workers: list[Worker], calls: list[list[list[float]]], texts: int
+) -> Iterator[Figure]:
+    """The figures for a result file; the first bundle is the one that peers are compared with."""
+    reference = next(result for result in results if result.contestant.system is System.SENTENCE_TRANSFORMERS)
+    ours = [texts / seconds for seconds in results[0].seconds]
+    for result in results:
+        name, agreement = result.contestant.name, cosines(result.outputs, reference.outputs)
+        rates = [texts / seconds for seconds in result.seconds]
+        yield rate_figure("embed", name, rates, None if result is results[0] else ours, "sentences/s")
+        yield plain_figure("embed, cosine mean", name, float(agreement.mean()), "cosine", Better.HIGHER)
+        yield plain_figure("embed, cosine min", name, float(agreement.min()), "cosine", Better.HIGHER)
+    medians = [[median(round_) for round_ in own] for own in calls]
+    for worker, own in zip(workers, medians, strict=True):
+        yield time_figure("query", worker.contestant.name, own, None if own is medians[0] else medians[0], unit="us")
+
+
 def write_plot(path: Path, results: list[Result], texts: int) -> None:
     """Speed across, closeness to PyTorch upwards: the best stands in the upper right corner."""
     reference = next(result for result in results if result.contestant.system is System.SENTENCE_TRANSFORMERS)
@@ -153,6 +171,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=60, help="for the latency: calls in a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
     parser.add_argument("--plot", type=Path, default=PLOT, metavar="SVG")
+    add_save(parser, "embedding")
     return parser.parse_args(arguments)
 
 
@@ -184,6 +203,7 @@ def main() -> None:
     )
     write_plot(options.plot, results, len(texts))
     print(f"\n{options.plot}")
+    save(options, "embedding", figures_of(results, callers, calls, len(texts)))
 
 
 if __name__ == "__main__":

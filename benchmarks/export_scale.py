@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cost import Cost, cost_of
+from benchmarks.processor import processor
 from benchmarks.table import print_table
 from ortkit import Bundle
 from tests.seeded_checkpoints import SHAPES, write_seeded
@@ -77,6 +78,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     rows = []
     for name in options.sizes:
         measured = measure(name, options.scratch, options.precision)

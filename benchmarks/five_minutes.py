@@ -18,7 +18,8 @@ from benchmarks.processor import processor
 from benchmarks.table import print_table
 
 EMBEDDER, LLM = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
-QUESTION = "the generator will not start on a cold morning"
+QUERY = "the generator will not start on a cold morning"
+QUESTION = "How do I start a generator on a cold morning?"
 ANSWER = "Starting a generator in the cold"
 INDEX = "manuals.index"
 SHOWN = 12
@@ -63,16 +64,10 @@ def walk_through(newcomer: Newcomer, python: str | None) -> str:
     bundle = f"bundles/{EMBEDDER}-int8"
     newcomer.type("index 60 files", [*ortkit, "index", "manuals", "--bundle", bundle, "--output", INDEX])
     newcomer.type("index them again", [*ortkit, "index", "manuals", "--bundle", bundle, "--output", INDEX])
-    newcomer.type("search", [*ortkit, "search", INDEX, QUESTION, "--top-n", "3"])
+    newcomer.type("search", [*ortkit, "search", INDEX, QUERY, "--top-n", "3"])
     newcomer.type("ask", [*ortkit, "ask", INDEX, QUESTION, "--llm", f"bundles/{llm.name}"])
-    found = newcomer.type("search, as JSON", [*ortkit, "search", INDEX, QUESTION, "--top-n", "1", "--json"])
-    return str(first_file(found))
-
-
-def first_file(found: str) -> object:
-    """The file of the first hit."""
-    first = json.loads(found.splitlines()[0])
-    return first["file"]
+    found = newcomer.type("search, as JSON", [*ortkit, "search", INDEX, QUERY, "--top-n", "1", "--json"])
+    return str(json.loads(found)["file"])
 
 
 def parse_options() -> argparse.Namespace:

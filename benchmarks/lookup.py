@@ -11,7 +11,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import table
-from benchmarks.decoding import BUNDLE
+from benchmarks.decoding import BUNDLE, ids_of
+from benchmarks.peers import ortkit_name
+from benchmarks.processor import processor
+from benchmarks.results import Figure, add_save, rate_figure, save
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import CORPUS, read_lines
@@ -79,6 +82,15 @@ def row_of(name: str, without: Sequence[Measured], with_lookup: Sequence[Measure
     ]
 
 
+def figures_of(name: str, ours: str, without: Sequence[Measured], with_lookup: Sequence[Measured]) -> list[Figure]:
+    """The figures of a prompt for a result file."""
+    rates = [[answer.rate for answer in answers] for answers in (without, with_lookup)]
+    return [
+        rate_figure(f"lookup, {name}", ours, rates[1], None, "tokens/s"),
+        rate_figure(f"lookup, {name}", f"{ours}, without", rates[0], rates[1], "tokens/s"),
+    ]
+
+
 def lookup_seconds(ids: Sequence[int]) -> float:
     """CPU seconds of prompt lookup per token of a text, the least of five."""
     seconds = []
@@ -95,6 +107,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new", type=int, default=250, help="maximum tokens of each answer")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one warm-up")
+    add_save(parser, "lookup")
     return parser.parse_args()
 
 
@@ -111,18 +124,27 @@ def main() -> None:
         for lookup in (False, True)
     ]
     answers = take_turns(runs, options.repeats)
+    print(f"\n{processor()}")
     print_table(
         f"{decoder.bundle.manifest.name} {decoder.bundle.manifest.precision.value}, greedy, "
         f"{options.threads} threads: new tokens per second without lookup and with it",
         ["the answer", "without", "with", "with / without", "drafts right", "of the answer drafted", "same tokens"],
         [row_of(name, *answers[2 * place : 2 * place + 2]) for place, name in enumerate(asked)],
     )
-    text = decoder.encode("\n".join(read_lines(CORPUS)))[:LONG_PROMPT]
+    # Not by the decoder, which refuses a text that is far longer than its context.
+    text = ids_of(options.bundle, LONG_PROMPT)
     seconds = lookup_seconds(text)
     print(
         f"\nPrompt lookup takes {1e6 * seconds:.1f} us of CPU time per token, "
         f"{1e3 * seconds * len(text):.0f} ms for a prompt of {len(text):,} tokens"
     )
+    ours = ortkit_name(options.bundle, decoder.bundle.manifest.name)
+    figures = [
+        figure
+        for place, name in enumerate(asked)
+        for figure in figures_of(name, ours, *answers[2 * place : 2 * place + 2])
+    ]
+    save(options, "lookup", figures)
 
 
 if __name__ == "__main__":

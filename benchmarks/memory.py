@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers import BUNDLE, MODEL, ortkit_name
+from benchmarks.processor import processor
 from benchmarks.table import print_table
 from benchmarks.texts import texts_of_any_length
 from ortkit import Bundle, Decoder, Embedder, Kind
@@ -150,6 +151,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     if not os.access(PEAK_RESET, os.W_OK):
         raise SystemExit(f"`{PEAK_RESET}` cannot be written here, and the peak is read with it")
     name = ortkit_name(options.bundle)

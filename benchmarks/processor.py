@@ -1,4 +1,4 @@
-"""The processor that figures were measured on, as it decides how fast int8 is."""
+"""The CPU that figures were measured on, and its class, on which speed depends."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import os
 import platform
 
 from ortkit.runtime.host_facts import CPUINFO
-from ortkit.runtime.session.cpu import cpu_features
-
-CLASSES = (
-    ("amx_int8", "AVX-512 with VNNI and AMX"),
-    ("avx512_vnni", "AVX-512 with VNNI"),
-    ("avx_vnni", "AVX2 with VNNI"),
-    ("avx512f", "AVX-512 without VNNI"),
-    ("avx2", "AVX2 without VNNI"),
-    ("i8mm", "ARM with i8mm"),
-    ("asimddp", "ARM with dot product"),
-)
-"""A feature, as Linux names it -> the class of the processors that have it and none of those before."""
+from ortkit.runtime.session.cpu_class import cpu_features, this_cpu_class
 
 
 def processor() -> str:
-    """The processor's name, the class of its int8 kernels, and its CPU cores."""
-    features = cpu_features(CPUINFO)
-    known = next((name for feature, name in CLASSES if feature in features), "int8 kernels not known")
-    return f"{processor_name()}, {known}, {os.cpu_count()} CPU cores"
+    """The CPU's model, its class and features, and its cores."""
+    features = ", ".join(cpu_features(CPUINFO))
+    known = f" ({features})" if features else ""
+    return f"{processor_name()}, {this_cpu_class(CPUINFO).description}{known}, {os.cpu_count()} CPU cores"
 
 
 def processor_name() -> str:
     """What the system calls the processor, or its architecture where it has no name for it."""
+    return cpuinfo_field("model name") or platform.processor() or platform.machine()
+
+
+def processor_model() -> str:
+    """The name with family and model, which a virtual machine's `AMD EPYC` lacks: (25, 17) is Zen 4."""
+    numbers = [f"{what} {found}" for what in ("cpu family", "model") if (found := cpuinfo_field(what)) is not None]
+    return f"{processor_name()} ({', '.join(numbers)})" if numbers else processor_name()
+
+
+def cpuinfo_field(name: str) -> str | None:
+    """A field of the first CPU that Linux lists; None where the system does not have it."""
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for field, _, value in fields if field.strip() == name), None)

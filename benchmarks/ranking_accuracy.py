@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.processor import processor
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
 from benchmarks.texts import pairs_of_any_length
@@ -72,6 +73,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     pairs = pairs_of_any_length(options.pairs)
     for shape in Shape:
         checkpoint = seeded_checkpoint(shape)

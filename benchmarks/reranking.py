@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
@@ -23,6 +23,7 @@ from benchmarks.peers import (
     version_in,
 )
 from benchmarks.processor import processor
+from benchmarks.results import Better, Figure, add_save, plain_figure, save, time_figure
 from benchmarks.seeded import Shape, bundle_of, flashrank_folder, onnx_folder, seeded_checkpoint
 from benchmarks.table import print_table, ratio
 from benchmarks.texts import searches
@@ -106,15 +107,30 @@ def speed_rows(results: Sequence[Result], pairs: int) -> tuple[list[str], list[l
 def order_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table of orders: Kendall's tau to PyTorch, over the searches; empty where PyTorch was not measured."""
     header = ["system", "tau mean", "tau min"]
+    rows = [[name, f"{mean(taus):.4f}", f"{min(taus):.4f}"] for name, taus in taus_of(results).items()]
+    return header, rows
+
+
+def taus_of(results: Sequence[Result]) -> dict[str, list[float]]:
+    """Contestant -> Kendall's tau to PyTorch of each search; empty where PyTorch was not measured."""
     reference = next((one for one in results if one.contestant.system is System.SENTENCE_TRANSFORMERS), None)
     if reference is None:
-        return header, []
-    rows = []
+        return {}
+    return {
+        result.contestant.name: [kendall_tau(*both) for both in zip(result.outputs, reference.outputs, strict=True)]
+        for result in results
+        if result is not reference
+    }
+
+
+def figures_of(results: Sequence[Result]) -> Iterator[Figure]:
+    """The figures for a result file; the first bundle is the one that peers are compared with."""
+    taus = taus_of(results)
     for result in results:
-        if result is not reference:
-            taus = [kendall_tau(*both) for both in zip(result.outputs, reference.outputs, strict=True)]
-            rows.append([result.contestant.name, f"{mean(taus):.4f}", f"{min(taus):.4f}"])
-    return header, rows
+        name, ours = result.contestant.name, None if result is results[0] else results[0].seconds
+        yield time_figure("rerank", name, result.seconds, ours, unit="ms")
+        if name in taus:
+            yield plain_figure("rerank, tau mean", name, mean(taus[name]), "tau", Better.HIGHER)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -125,6 +141,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=100, help="of a query")
     parser.add_argument("--queries", type=int, default=20, help="for Kendall's tau")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one that is not counted")
+    add_save(parser, "reranking")
     return parser.parse_args(arguments)
 
 
@@ -148,6 +165,7 @@ def main() -> None:
         print_table(title, header, rows)
     quantization = Bundle.open(contestants[0].model).manifest.quantization
     print(f"\n{contestants[0].name}: {quantization}\n{NOTE}")
+    save(options, "reranking", figures_of(results))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import Retrieval, most_similar, question_set
 from benchmarks.peers import BUNDLE, MODEL, ortkit_name
+from benchmarks.processor import processor
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
 from ortkit import Embedder, Precision, Reranker
@@ -96,6 +97,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     name = ortkit_name(options.bundle)
     retrieval = question_set()
     if options.questions is not None:

@@ -16,6 +16,8 @@ PAUSE = 0.5
 """Seconds before each run, in which the threads of the run before stop spinning."""
 QUIET = 0.1
 """Cores that other processes may use in the pauses."""
+_BUSY: list[float] = []
+"""Cores that other processes used in each pause of this process."""
 
 
 def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[list[Measured]]:
@@ -44,12 +46,19 @@ def other_load() -> float:
 
 
 def warn_if_busy(busy: Sequence[float]) -> None:
+    """Keep the load of others for `busy_cores`, and warn if there was any."""
+    _BUSY.extend(busy)
     if mean(busy) > QUIET:
         print(
             f"warning: other processes kept {mean(busy):.1f} of {os.cpu_count()} cores busy: do not quote this run; "
             "threads that wait for each other, as the peers' do, lose more by that than ortkit's workers",
             file=sys.stderr,
         )
+
+
+def busy_cores() -> float | None:
+    """Cores that other processes used in the pauses of this process so far, on average; None before the first."""
+    return mean(_BUSY) if _BUSY else None
 
 
 def busy_seconds() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -31,7 +31,7 @@ COLLECTIONS = ("questions", "docstrings", "descriptions")
 NAMES = {SearchMode.BM25: "BM25 alone", SearchMode.VECTOR: "vectors alone", SearchMode.HYBRID: "fusion"}
 RERANKED = "fusion, reranked"
 NOTE = (
-    "not measured: fusion with reranking. No package of the registries carries a trained cross-encoder, and one with "
+    "not measured: fusion with reranking. No trained cross-encoder was found in the package registries, and one with "
     "seeded weights knows nothing of relevance; `--reranker BUNDLE` adds the row"
 )
 
@@ -156,10 +156,20 @@ def difference_rows(measured: Sequence[Quality]) -> list[list[str]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def collection_of(name: str, count: int, documents: int | None, lists: Path | None) -> Collection:
-    if name == "questions":
-        return questions()
-    return docstrings(count, documents) if name == "docstrings" else descriptions(count, documents, lists)
+def collections_of(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[Collection, Path, Path]]:
+    """The collections that the options name, each with the path of its index and the folder of its files, written."""
+    work = options.work or scratch
+    for name in options.collections:
+        if name == "questions":
+            collection = questions()
+        elif name == "docstrings":
+            collection = docstrings(options.queries, options.documents)
+        else:
+            collection = descriptions(options.queries, options.documents, options.apt_lists)
+        folder = work / name
+        if not folder.exists():
+            collection.write(folder)
+        yield collection, work / f"{name}.index", folder
 
 
 def report(collection: Collection, name: str, index: Index, measured: Sequence[Quality]) -> None:
@@ -178,15 +188,19 @@ def report(collection: Collection, name: str, index: Index, measured: Sequence[Q
     )
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search_quality", description=__doc__)
+def add_collection_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="of the embedder")
-    parser.add_argument("--reranker", type=Path, metavar="BUNDLE", help="add fusion with reranking")
     parser.add_argument("--collections", nargs="+", choices=COLLECTIONS, default=COLLECTIONS)
     parser.add_argument("--queries", type=int, default=QUERIES, help="of each collection of known items")
     parser.add_argument("--documents", type=int, help="of each collection of known items; default: all")
     parser.add_argument("--apt-lists", type=Path, metavar="FOLDER", help="with the Translation files of APT")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep files and indexes here, for another run")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search_quality", description=__doc__)
+    add_collection_options(parser)
+    parser.add_argument("--reranker", type=Path, metavar="BUNDLE", help="add fusion with reranking")
     return parser.parse_args()
 
 
@@ -195,13 +209,8 @@ def main() -> None:
     embedder = Embedder(options.bundle)
     reranker = None if options.reranker is None else Reranker(options.reranker)
     with tempfile.TemporaryDirectory() as scratch:
-        work = options.work or Path(scratch)
-        for name in options.collections:
-            collection = collection_of(name, options.queries, options.documents, options.apt_lists)
-            folder = work / name
-            if not folder.exists():
-                collection.write(folder)
-            with Index.build(work / f"{name}.index", folder, embedder) as index:
+        for collection, path, folder in collections_of(options, Path(scratch)):
+            with Index.build(path, folder, embedder) as index:
                 report(collection, ortkit_name(options.bundle), index, measure(index, collection, reranker))
     if reranker is None:
         print(f"\n{NOTE}")

@@ -27,6 +27,7 @@ from benchmarks.peers import BUNDLE, CACHE, REPOSITORY, ortkit_name
 from benchmarks.peers import MODEL as EMBEDDER
 from benchmarks.plot import Curve, curves
 from benchmarks.processor import processor
+from benchmarks.results import Better, Figure, add_save, plain_figure, rate_figure, save
 from benchmarks.rounds import take_turns
 from benchmarks.servers import HOST, llama_command, ortkit_command, running
 from benchmarks.table import print_table, ratio
@@ -186,8 +187,8 @@ def measure_in_turn(runs: Sequence[Run], repeats: int) -> list[Measured]:
     return [Measured(run.name, run.clients, loads) for run, loads in zip(runs, turns, strict=True)]
 
 
-def measure_embeddings(target: Target, options: argparse.Namespace) -> None:
-    """Print the table, and write the plot, of embeddings per second against clients."""
+def measure_embeddings(target: Target, options: argparse.Namespace) -> list[Figure]:
+    """Print the table, and write the plot, of embeddings per second against clients; return the figures."""
     texts = held_out_texts(options.texts)
     library = contest.Contestant(LIBRARY, worker.System.ORTKIT, options.bundle.absolute())
     with ExitStack() as stack:
@@ -211,6 +212,7 @@ def measure_embeddings(target: Target, options: argparse.Namespace) -> None:
     level = median(one_call.rates(vectors_of))
     drawn = [*curves_of(served, vectors_of), Curve(LIBRARY, [(1, level), (max(options.clients), level)])]
     write_plot(options.embeddings_plot, options.bundle.name, "clients", "embeddings per second", drawn)
+    return list(embedding_figures(one_call, served))
 
 
 def vectors_load(seconds: float, count: int) -> Load:
@@ -248,6 +250,22 @@ def embedding_rows(library: Measured, served: Sequence[Measured]) -> tuple[list[
     return header, rows
 
 
+def embedding_figures(library: Measured, served: Sequence[Measured]) -> Iterator[Figure]:
+    """The server's rates, and the share of the library's that they are, as the library's figure in the same measure."""
+    alone = library.rates(vectors_of)
+    yield rate_figure("embed served, library", library.name, alone, None, "embeddings/s")
+    for one in served:
+        requests = one.name.removeprefix(f"{ORTKIT}, ")
+        measure = f"embed served, {requests}, {counted(one.clients, 'client')}"
+        own = one.rates(vectors_of)
+        yield rate_figure(measure, ORTKIT, own, None, "embeddings/s")
+        yield rate_figure(measure, library.name, alone, own, "embeddings/s")
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def curves_of(served: Sequence[Measured], of: Callable[[Reply], int]) -> list[Curve]:
     """Rates against clients, a curve for each system."""
     return [
@@ -260,8 +278,8 @@ def is_ours(name: str) -> bool:
     return name.startswith(ORTKIT)
 
 
-def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None:
-    """Print the table, and write the plot, of tokens per second against streams."""
+def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> list[Figure]:
+    """Print the table, and write the plot, of tokens per second against streams; return the figures."""
     rounds = {streams: rounds_of_questions(streams, options) for streams in options.streams}
     never = end_tokens(options.decoder)
     # A server caches the prompts that it has had, so that it gets others for its second kind of answers.
@@ -305,6 +323,7 @@ def measure_chat(targets: Sequence[Target], options: argparse.Namespace) -> None
         print(note)
     drawn = curves_of(served, tokens_of)
     write_plot(options.chat_plot, f"{MODEL}, {options.threads} threads", "streams", "tokens per second", drawn)
+    return list(chat_figures(measured))
 
 
 def chat_rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
@@ -334,6 +353,20 @@ def chat_rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]
             ]
         )
     return header, rows
+
+
+def chat_figures(measured: Sequence[Measured]) -> Iterator[Figure]:
+    """Rates and times to the first token of each system at each number of streams."""
+    ours = {one.clients: one.rates(tokens_of) for one in measured if one.name == ORTKIT}
+    for one in measured:
+        streams = counted(one.clients, "stream")
+        # Answers by a schema are shorter, and have no peer.
+        compared = None if one.name.startswith(ORTKIT) else ours.get(one.clients)
+        yield rate_figure(f"chat, {streams}", one.name, one.rates(tokens_of), compared, "tokens/s")
+        first = one.all(lambda reply: reply.first_seconds)
+        for percent in (50, 95):
+            measure, value = f"chat TTFT p{percent}, {streams}", 1000 * percentile(first, percent)
+            yield plain_figure(measure, one.name, value, "ms", Better.LOWER)
 
 
 def notes_of(served: Sequence[Measured], max_tokens: int) -> list[str]:
@@ -429,6 +462,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after one warm-up")
     parser.add_argument("--embeddings-plot", type=Path, default=EMBEDDINGS_PLOT, metavar="SVG")
     parser.add_argument("--chat-plot", type=Path, default=CHAT_PLOT, metavar="SVG")
+    add_save(parser, "serving")
     options = parser.parse_args(arguments)
     if options.max_tokens < 2:
         parser.error("--max-tokens must be at least 2: speed is taken from the first token to the last")
@@ -438,12 +472,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     print(f"{ortkit_name(options.bundle)}; {ortkit_name(options.decoder, MODEL)}; {processor()}")
+    figures: list[Figure] = []
     if options.only != "chat":
         with running(ORTKIT, ortkit_command({EMBEDDER: options.bundle})) as server:
-            measure_embeddings(Target(ORTKIT, HOST, server.port, EMBEDDER), options)
+            figures += measure_embeddings(Target(ORTKIT, HOST, server.port, EMBEDDER), options)
     if options.only != "embeddings":
         with chat_targets(options) as targets:
-            measure_chat(targets, options)
+            figures += measure_chat(targets, options)
+    save(options, "serving", figures)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from benchmarks.peers import (
     peers_python,
     version_in,
 )
+from benchmarks.processor import processor
+from benchmarks.results import Better, add_save, plain_figure, save, time_figure
 from benchmarks.rounds import take_turns
 from benchmarks.table import print_table, ratio
 
@@ -37,6 +39,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int8 bundle")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment with fastembed")
     parser.add_argument("--repeats", type=int, default=9)
+    add_save(parser, "startup")
     return parser.parse_args()
 
 
@@ -55,6 +58,7 @@ def main() -> None:
     costs = take_turns([partial(cost_of, command) for command in commands.values()], options.repeats)
     seconds = {name: [cost.seconds for cost in own] for name, own in zip(commands, costs, strict=True)}
     peaks = {name: [cost.peak_bytes for cost in own] for name, own in zip(commands, costs, strict=True)}
+    print(f"\n{processor()}")
     print_table(
         f"a process that embeds one text, {MODEL}; medians of {options.repeats} rounds (range)",
         ["system", "seconds", "system / ortkit", "peak MiB", "system / ortkit"],
@@ -69,6 +73,12 @@ def main() -> None:
             for name in commands
         ],
     )
+    figures = [time_figure("start", name, seconds[name], None if name == ours else seconds[ours]) for name in commands]
+    figures += [
+        plain_figure("start, peak memory", name, median(own) / MEBIBYTE, "MiB", Better.LOWER)
+        for name, own in peaks.items()
+    ]
+    save(options, "startup", figures)
 
 
 if __name__ == "__main__":

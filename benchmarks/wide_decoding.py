@@ -7,6 +7,7 @@ format; a few layers represent all 32, since each token reads every layer once.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +21,7 @@ from benchmarks.decoding import (
     Contestant,
     bandwidths_note,
     compete,
+    figures_of,
     missing_note,
     speed_rows,
     weights_bytes,
@@ -28,6 +30,8 @@ from benchmarks.decoding import (
 from benchmarks.decoding_peers import installed_version
 from benchmarks.decoding_worker import System
 from benchmarks.peers import CACHE, PEERS, peers_python, written_whole
+from benchmarks.processor import processor
+from benchmarks.results import add_save, save
 from benchmarks.table import print_table
 from benchmarks.wide_decoder import (
     CONTEXT,
@@ -134,6 +138,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=TOKENS, metavar="N", help="tokens of the prompts")
     parser.add_argument("--new", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, after one warm-up")
+    add_save(parser, "wide_decoding")
     return parser.parse_args()
 
 
@@ -155,6 +160,7 @@ def main() -> None:
     context = max(options.contexts) + options.new
     with workers_of(contestants, threads=threads, context=context) as workers:
         results = compete(workers, prompts, new=options.new, repeats=options.repeats, threads=threads, context=context)
+    print(f"\n{processor()}")
     for prompt in prompts:
         title = (
             f"{layers} layers of Mistral-7B's shape, {options.new} new tokens after {len(prompt)}, {threads} threads"
@@ -168,6 +174,8 @@ def main() -> None:
         figures = [f"{size / 1e6:,.0f}", f"{median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"]
         rows.append([result.contestant.name, *figures, f"{result.peak_bytes / MEBIBYTE:,.0f}"])
     print_table(f"{threads} threads read {bandwidths_note(results)}", header, rows)
+    saved = (replace(one, measure=f"{layers} layers, {one.measure}") for one in figures_of(results, {}))
+    save(options, "wide_decoding", saved)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ from benchmarks.cost import cost_of
 from benchmarks.memory import MEBIBYTE, Sample, quarters, slope
 from benchmarks.memory_limit import Run, rows_of
 from benchmarks.plot import OTHERS, OURS, Curve, Point, curves, scatter
-from benchmarks.processor import processor
+from benchmarks.processor import processor, processor_model
+from benchmarks.results import Spread
 from benchmarks.texts import queries, searches, texts_of_any_length
 from benchmarks.worker import System, Task
 from ortkit import Bundle, Decoder, Reranker, Sampling
@@ -160,6 +161,28 @@ def test_the_table_of_orders_gives_kendalls_tau_to_pytorch() -> None:
     assert header == ["system", "tau mean", "tau min"]
     assert rows == [["ortkit int8", "0.6667", "0.3333"]]
     assert reranking.order_rows(RESULTS[:1]) == (header, [])
+
+
+def test_the_figures_of_reranking_are_those_of_its_tables() -> None:
+    ours, tau, theirs = reranking.figures_of(RESULTS)
+
+    assert ours.key == ("rerank", "ortkit int8")
+    assert (ours.value, ours.ratio) == (Spread(500, 400, 600, (500, 400, 600)), None)
+    assert theirs.ratio == Spread(8, 5, 10, (8, 10, 5))
+    assert (tau.key, tau.value) == (("rerank, tau mean", "ortkit int8"), Spread(0.66667))
+
+
+def test_the_figures_of_embedding_are_those_of_its_tables() -> None:
+    callers = [SimpleNamespace(contestant=result.contestant) for result in RESULTS]
+    calls = [[[1e-3, 3e-3, 2e-3], [4e-3]], [[6e-3], [4e-3]]]
+
+    found = {figure.key: figure for figure in embedding.figures_of(RESULTS, callers, calls, 100)}
+
+    assert found["embed", "ortkit int8"].value == Spread(200, 166.67, 250, (200, 250, 166.67))
+    assert found["embed", "torch"].ratio == Spread(8, 5, 10, (8, 10, 5))
+    assert found["embed, cosine min", "torch"].value == Spread(1)
+    assert found["query", "ortkit int8"].value == Spread(3000, 2000, 4000, (2000, 4000))
+    assert found["query", "torch"].ratio == Spread(2, 1, 3, (3, 1))
 
 
 def test_searches_are_the_same_every_time_and_about_as_long_as_said(checkpoint: Path) -> None:
@@ -336,6 +359,22 @@ def test_the_table_of_costs_gives_size_closeness_share_of_the_bandwidth_and_star
     ]
 
 
+def test_the_figures_of_decoding_are_those_of_its_tables(decoding_results: list[decoding.Result]) -> None:
+    closeness = {"ortkit int4": decoding.Closeness(0.25, 0.75)}
+
+    found = {figure.key: figure for figure in decoding.figures_of(decoding_results, closeness)}
+
+    ratio = Spread(2, 1.5, 2.5, (2, 2.5, 1.5))
+    assert found["decode after 100", "ortkit int4"].value == Spread(20, 16.667, 25, (20, 25, 16.667))
+    assert found["decode after 100", "llama.cpp"].ratio == ratio
+    assert found["prefill 100", "llama.cpp"].ratio == ratio
+    assert found["prefill 100", "llama.cpp"].value == Spread(50, 50, 55.556, (50, 50, 55.556))
+    assert found["first token after 100", "llama.cpp"].ratio == ratio
+    assert found["size", "ortkit int4"].value == Spread(1.5)
+    assert found["KL", "ortkit int4"].value == Spread(0.25)
+    assert ("KL", "llama.cpp") not in found
+
+
 def test_the_bandwidths_of_all_rounds_are_told(decoding_results: list[decoding.Result]) -> None:
     one, other = decoding_results
     measured = [replace(one, bandwidths=[22.2e9, 20e9]), replace(other, bandwidths=[25.25e9])]
@@ -419,19 +458,43 @@ def test_the_largest_seeded_checkpoint_has_the_shape_of_mistral_7b() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "told"),
+    ("machine", "cpuinfo", "told"),
     [
-        ("model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n", "EPYC 9, AVX-512 with VNNI, 3 CPU cores"),
-        ("model name\t: EPYC 7\nflags\t\t: avx2\n", "EPYC 7, AVX2 without VNNI, 3 CPU cores"),
-        ("flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, int8 kernels not known, 3 CPU cores"),
-        ("processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n", "N1, ARM with dot product, 3 CPU cores"),
+        (
+            "x86_64",
+            "model name\t: EPYC 9\nflags\t\t: avx2 avx512f avx512_vnni\n",
+            "EPYC 9, x86 with VNNI (avx2, avx512f, avx512_vnni), 3 CPU cores",
+        ),
+        (
+            "x86_64",
+            "model name\t: EPYC 7\nflags\t\t: avx2\n",
+            "EPYC 7, x86 with AVX2, without VNNI (avx2), 3 CPU cores",
+        ),
+        ("x86_64", "flags\t\t: sse4_2\nmodel name\t: Old\n", "Old, x86 without AVX2, 3 CPU cores"),
+        (
+            "aarch64",
+            "processor\t: 0\nmodel name\t: N1\nFeatures\t: fp asimddp\n",
+            "N1, aarch64 with dot product (asimddp), 3 CPU cores",
+        ),
     ],
 )
 def test_figures_say_the_class_of_the_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str, told: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
 
     assert processor() == told
+
+
+def test_the_model_of_a_processor_has_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines have one name for several generations."""
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nmodel\t: 1\n")
+
+    assert processor_model() == "AMD EPYC (cpu family 25, model 17)"
+    (tmp_path / "cpuinfo").unlink()
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert processor_model() == "arm"

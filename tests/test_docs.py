@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ortkit import Bundle, Embedder
+from ortkit import Bundle, Embedder, Index
 from ortkit.exporters import load_catalog
 from ortkit.runtime import errors
 from tests.commands import Finished
@@ -41,6 +41,14 @@ FILES = {
     "searches.jsonl": '{"query": "pump", "documents": ["a pump", "a rope"]}\n',
 }
 """What the command lines of the pages read."""
+MANUALS = {
+    "manual.txt": FILES["manual.txt"],
+    "pump.md": (
+        "# Pump\n\nIf the pump does not start, look at the fuse.\n\n"
+        "## By hand\n\nThe pump is started by hand with the crank.\n"
+    ),
+}
+"""Files of the folder that the pages index."""
 TOKENS = {"ada": ADA, "bob": BOB, "eve": EVE, "revoked": REVOKED}
 
 
@@ -158,7 +166,8 @@ def place(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "bundles").symlink_to(bundles)
     (tmp_path / "docs").symlink_to(DOCS)
     (tmp_path / "manuals").mkdir()
-    (tmp_path / "manuals" / "manual.txt").write_text(FILES["manual.txt"], "utf-8")
+    for name, content in MANUALS.items():
+        (tmp_path / "manuals" / name).write_text(content, "utf-8")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, "utf-8")
     monkeypatch.chdir(tmp_path)
@@ -181,9 +190,10 @@ def test_the_snippets_run(
     assert len(shown) > 3, "each snippet prints what it computed"
 
 
-@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("block", in_language("sh"))
-def test_the_command_lines_run(block: Block, ortkit: Callable[..., Finished]) -> None:
+def test_the_command_lines_run(block: Block, place: Path, ortkit: Callable[..., Finished]) -> None:
+    if "manuals.index" in block.text and "ortkit index" not in block.text:
+        Index.build(place / "manuals.index", place / "manuals", place / "bundles" / "all-MiniLM-L6-v2-int8").close()
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.shlex(substituted(line), posix=True, punctuation_chars="|<>")
         words.whitespace_split = True
@@ -324,15 +334,6 @@ def test_the_readmes_table_is_the_catalog() -> None:
         (spec.name, spec.kind.value, spec.precision.value, spec.license, "gated" if spec.gated else "public")
         for spec in load_catalog().values()
     ]
-
-
-def test_the_readmes_ratios_are_those_of_the_benchmarks() -> None:
-    (table,) = re.findall(r"(?s)## How it compares\n(.*?)\n## ", read("README.md"))
-    ratios = re.findall(r"(?<=[|/] )\d+\.\d\d?\d?(?= [|/])", table)
-
-    assert len(ratios) > 20
-    measured = read("benchmarks/README.md")
-    assert not [ratio for ratio in ratios if not re.search(rf"(?<![\d.]){re.escape(ratio)}(?!\d)", measured)]
 
 
 def test_the_search_of_the_demo_finds_the_right_passages(int8_bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ import gzip
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import docx
@@ -15,19 +16,31 @@ import pypdf
 import pytest
 from sklearn.metrics import ndcg_score
 
-from benchmarks import index_build, known_items
-from benchmarks.known_items import Item, described, distinct_items, docstrings, docstrings_of, questions
+from benchmarks import fusion, index_build, known_items
+from benchmarks.known_items import (
+    Collection,
+    Item,
+    Query,
+    described,
+    distinct_items,
+    docstrings,
+    docstrings_of,
+    questions,
+)
 from benchmarks.mixed_folder import files_of, passages, write_folder
 from benchmarks.search_quality import (
     Quality,
     difference,
     difference_rows,
     interval,
+    measure,
     ndcg,
     quality,
     rank_of,
     significant,
 )
+from ortkit import Embedder, Index, Reranker
+from tests.tiny_bundles import write_embedder, write_reranker
 
 PACKAGES = """\
 Package: pumpd
@@ -171,6 +184,82 @@ def test_the_mixed_folder_has_sixty_files_and_each_passage_once(tmp_path: Path) 
     assert gzip.decompress((tmp_path / "old" / "notes.txt.gz").read_bytes())
     with pytest.raises(pypdf.errors.PdfReadError):
         pypdf.PdfReader(tmp_path / "old" / "damaged.pdf", strict=True)
+
+
+def test_the_files_of_the_mixed_folder_are_found_in_every_format(tmp_path: Path) -> None:
+    homes = write_folder(tmp_path / "files")
+    embedder = Embedder(write_embedder(tmp_path / "bundle"))
+
+    with Index.build(tmp_path / "index", tmp_path / "files", embedder, chunk_tokens=64) as index:
+        assert index.update_report is not None
+        assert index.update_report.added == 58
+        assert [one.name for one in index.update_report.skipped] == ["old/damaged.pdf", "old/notes.txt.gz"]
+        found = {one.title: index.search(one.text, mode="bm25", top_n=1)[0].file for one in passages()}
+    assert found == homes
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Index, Collection]]:
+    """An index of a few files, and queries on it."""
+    folder = tmp_path_factory.mktemp("small")
+    files = {"fox.txt": "The quick brown fox", "dog.txt": "jumps over the lazy dog", "sleep.txt": "and the dog sleeps"}
+    queries = [Query("quick fox", "fox.txt"), Query("the dog sleeps", "sleep.txt"), Query("lazy", "dog.txt")]
+    collection = Collection("small", "a test", files, queries)
+    collection.write(folder / "files")
+    embedder = Embedder(write_embedder(folder / "bundle"))
+    with Index.build(folder / "index", folder / "files", embedder) as index:
+        yield index, collection
+
+
+def test_each_way_of_searching_is_measured(small: tuple[Index, Collection], tmp_path: Path) -> None:
+    index, collection = small
+    reranker = Reranker(write_reranker(tmp_path / "reranker"))
+
+    measured = measure(index, collection, reranker)
+
+    assert [one.name for one in measured] == ["BM25 alone", "vectors alone", "fusion", "fusion, reranked"]
+    assert measured[0].ndcg.tolist() == [1, 1, 1]
+    for one, mode, own in zip(
+        measured, ("bm25", "vector", "hybrid", "hybrid"), (None, None, None, reranker), strict=True
+    ):
+        found = [index.search(query.text, top_n=3, mode=mode, reranker=own) for query in collection.queries]
+        ranks = [
+            [hit.file for hit in hits].index(query.answer)
+            for hits, query in zip(found, collection.queries, strict=True)
+        ]
+        assert one.ndcg.tolist() == [1 / np.log2(2 + rank) for rank in ranks]
+
+
+def test_fusions_are_computed_from_the_figures_of_a_search(small: tuple[Index, Collection]) -> None:
+    index, collection = small
+
+    found = fusion.candidates_of(index, collection)
+
+    for candidates, query in zip(found, collection.queries, strict=True):
+        hits = index.search(query.text, top_n=10)
+        assert candidates.files == [hit.file for hit in hits]
+        own = fusion.reciprocal_ranks(candidates, weight=1, constant=60)
+        assert own.tolist() == pytest.approx([hit.scores.fused for hit in hits])
+        vectors = fusion.observed(candidates, share=1)
+        assert (vectors.min(), vectors.max()) == (0, 1)
+    vectors_alone = fusion.qualities(collection, found)[0]
+    assert vectors_alone.ndcg.tolist() == measure(index, collection, None)[1].ndcg.tolist()
+
+
+def test_sums_of_scores() -> None:
+    inf = np.inf
+    found = fusion.Candidates(
+        ["a", "b", "c"],
+        similarity=np.array([0.6, 0.2, 0.1]),
+        similarity_rank=np.array([1, 2, inf]),
+        bm25=np.array([0.0, 4.0, 8.0]),
+        bm25_rank=np.array([inf, 2, 1]),
+    )
+
+    assert fusion.theoretical(found, share=0.5) == pytest.approx([0.5, 0.5 * 1.2 / 1.6 + 0.25, 0.5 * 1.1 / 1.6 + 0.5])
+    assert fusion.observed(found, share=0.5) == pytest.approx([0.5, 0.25, 0.5])
+    assert fusion.scaled(np.zeros(2), 0.0).tolist() == [0, 0]
+    assert fusion.scaled(np.zeros(0), 0.0).tolist() == []
 
 
 SPIN = "import time; begin = time.process_time()\nwhile time.process_time() - begin < {seconds}: pass"

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import llama_server, serving
 from benchmarks.chat_worker import answer_in_turn
 from benchmarks.http_load import BrokenResponseError, Connection, Load, Reply, Response, reply_of, run_load
+from benchmarks.results import Spread
 from benchmarks.servers import HOST, llama_command, ortkit_command, running
 from ortkit import Bundle, Decoder
 from tests.decoders import write_decoder
@@ -372,6 +373,16 @@ def test_the_table_of_chat_gives_rates_and_the_ratio_of_each_round() -> None:
     assert (curve.name, curve.ours, curve.places) == (serving.ORTKIT, True, [(8, 22.0)])
 
 
+def test_the_figures_of_chat_are_those_of_the_table() -> None:
+    found = {figure.key: figure for figure in serving.chat_figures(MEASURED)}
+
+    assert found["chat, 8 streams", serving.LLAMA].ratio == Spread(1.75, 1.5, 2, (2, 1.5))
+    assert found["chat, 8 streams", serving.ORTKIT].value == Spread(22, 22, 22, (22, 22))
+    # One stream of the library has no peer here: ortkit serve was measured with eight alone.
+    assert found["chat, 1 stream", serving.LIBRARY].ratio is None
+    assert found["chat TTFT p95, 8 streams", serving.LLAMA].value == Spread(100)
+
+
 def test_the_table_of_embeddings_gives_the_share_of_the_library() -> None:
     library = serving.Measured(serving.LIBRARY, 1, [serving.vectors_load(2.0, 100), serving.vectors_load(1.0, 100)])
     reply = Reply(0.02, 0.02, 0.02, 0, 9, 0, 50, None, "")
@@ -385,6 +396,11 @@ def test_the_table_of_embeddings_gives_the_share_of_the_library() -> None:
         [serving.LIBRARY, "1", "75", "1", "", "", ""],
         ["ortkit serve, 1 a request", "32", "60", "0.80 (0.80 to 0.80)", "20.0", "20.0", "0.20"],
     ]
+    alone, own, share = serving.embedding_figures(library, [served])
+    assert (alone.key, alone.value) == (("embed served, library", serving.LIBRARY), Spread(75, 50, 100, (50, 100)))
+    measure = "embed served, 1 a request, 32 clients"
+    assert (own.key, own.value) == ((measure, serving.ORTKIT), Spread(60, 40, 80, (40, 80)))
+    assert (share.key, share.ratio) == ((measure, serving.LIBRARY), Spread(0.8, 0.8, 0.8, (0.8, 0.8)))
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:

@@ -20,6 +20,8 @@ from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
+from ..session.cpu import decoder_threads
+from ..session.cpu_class import CpuClass, this_cpu_class
 from ..session.first_use import check_first_use
 from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
@@ -76,6 +78,8 @@ class DecoderPlan:
     provider: Provider
     onnxruntime: str
     """Its version."""
+    cpu_class: CpuClass
+    """The class of this machine's CPU, on which speed depends."""
 
 
 class Decoder(Closable):
@@ -164,7 +168,7 @@ class Decoder(Closable):
         self.context = self.facts.context_length if context is None else context
         """Limit of prompt and answer together, in tokens."""
         self._cores = find_cores()
-        self.threads = threads or self._cores.usable
+        self.threads = threads or decoder_threads(self._cores)
         """Number of threads of each matmul."""
         check_requirements(self.bundle)
         self.max_memory = max_memory_of(max_memory)
@@ -219,6 +223,7 @@ class Decoder(Closable):
             max_memory=self.max_memory,
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
+            cpu_class=this_cpu_class(),
         )
 
     @takes_keywords(GenerationOptions)

@@ -20,6 +20,7 @@ from ..bundle.graph_io import (
 )
 from ..bundle.manifest import CacheType, DecoderFacts
 from ..errors import BundleError, InputError
+from ..session.cpu import needs_even_rows
 from ..session.onnxruntime_import import load_onnxruntime
 from ..session.session import FLOATS, Session
 from .cache_memory import memory_of
@@ -158,12 +159,10 @@ class ModelRunner:
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Prefill tokens of a prompt: logits (1, vocabulary) after the last one.
 
-        On the CPU, an odd number of tokens is padded with one row, which is then dropped from the cache: onnxruntime's
-        4-bit kernels (MatMulNBits, group size 64 and 128) compute the last row of an odd number like a single row, with
-        other bits. With an even number in every run, KV cache and logits do not depend on how a prompt is split into
-        runs. On a GPU they do: it has different kernels for few and for many rows.
+        On the CPU, an odd number of tokens is padded with one row (`needs_even_rows`), which is then dropped from the
+        cache. KV cache and logits do not depend on how a prompt is split into runs then; on a GPU they do.
         """
-        if self.session.device != "cpu":
+        if not needs_even_rows(self.session.device):
             return self.run(ids)
         if len(ids) % 2 == 0:
             return self.run(ids, 2)[1:]

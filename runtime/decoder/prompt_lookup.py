@@ -24,11 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-RUN_COSTS = {2: 1.22, 4: 1.95, 8: 3.34}
-"""Tokens of a run with a draft -> its time relative to a run of one token.
+from ..session.cpu import RUN_COSTS
 
-Measured with AVX2 alone, int4, two threads; with VNNI it is less: 1.07, 1.55 and 2.4.
-"""
 _SHORTEST_RUN = min(RUN_COSTS)
 _NGRAMS = (3, 2)
 """Lengths of the n-grams to look up, the longest first: a longer match makes a better draft."""

@@ -20,7 +20,8 @@ from ..bundle.manifest import Buckets, Golden, Kind, Manifest, Provider
 from ..errors import BundleError
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
-from ..session.cpu import Int8Arithmetic
+from ..session.cpu import BATCH_TOKENS, Int8Arithmetic, encoder_workers
+from ..session.cpu_class import CpuClass, this_cpu_class
 from ..session.first_use import check_first_use
 from ..session.memory_limit import MemoryLimit, max_memory_of, trim
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
@@ -37,10 +38,8 @@ from .shared_batches import SharedRow
 
 Item = TypeVar("Item")
 
-BATCH_TOKENS = 256
-"""Tokens in one run of the graph: more is not faster on a CPU, and the activations fit in its cache."""
 GPU_BATCH_TOKENS = 16_384
-"""The same on a GPU, which computes them all at once. Not measured on one yet."""
+"""Tokens in one run of the graph on a GPU, which computes them all at once. Not measured on one yet."""
 CHUNK = 1024
 """Texts that a stream embeds before it yields their embeddings."""
 CHUNK_CHARACTERS = 1 << 22
@@ -72,6 +71,8 @@ class Plan:
     """Graph optimizers of onnxruntime that are disabled."""
     int8: Int8Arithmetic | None
     """How int8 matmuls run; None for a graph that has none."""
+    cpu_class: CpuClass
+    """The class of this machine's CPU, on which speed depends."""
     buckets: Buckets | None = None
     """The fixed shapes to which batches are padded; None where they are not padded."""
     max_memory: int | None = None
@@ -241,6 +242,7 @@ class Encoder:
             onnxruntime=onnxruntime_version(),
             disabled_optimizers=self.session.disabled_optimizers,
             int8=self.session.int8,
+            cpu_class=this_cpu_class(),
             buckets=self.bundle.manifest.buckets,
             max_memory=self.max_memory,
             fits=None if self._runs is None else min(self._runs.largest, self.max_length),
@@ -262,7 +264,7 @@ def batching_for(provider: Provider, cores: Cores, *, padded: bool = False) -> B
 
     `padded` is for a graph that runs in buckets, on whatever provider.
     """
-    workers = cores.usable if provider is Provider.CPU else 1
+    workers = encoder_workers(cores) if provider is Provider.CPU else 1
     if padded:
         return Batching(workers, PADDED_TOKENS)
     return Batching(workers, BATCH_TOKENS if provider is Provider.CPU else GPU_BATCH_TOKENS)

@@ -1,35 +1,43 @@
-"""CPU features, and whether onnxruntime's int8 matmuls (u8 x s8) overflow on this CPU, found with a probe."""
+"""What depends on the CPU: session options, threads, batches, rows of a run; each with its reason and measurement.
+
+CPU classes are in `cpu_class.py`, figures of a class in `benchmarks/results/CLASS/`, and `benchmarks/README.md` says
+how they were measured. No choice here follows from the class: one of them asks a probe (`int8_overflow.py`), which sees
+what a hypervisor hides, and the others were best, or cost nothing, on every class that was measured. A choice by class
+belongs here too.
+
+Not of the CPU but of the kernel of the system: which memory is put on huge pages (`huge_pages.py`, `cache_memory.py`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from ..host_facts import CPUINFO, cpu_flags
+from .config import SessionConfig
+from .cores import Cores
+from .cpu_class import cpu_features
+from .int8_overflow import PRECISION_MODE, matmuls_overflow
+from .request import Request, dimensions_of
 
-_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
-"""Linux's names of the instruction sets that int8 kernels use."""
-PRECISION_MODE = "session.x64quantprecision"
-"""onnxruntime's session option that converts weights to uint8, whose kernels cannot overflow and do not use VNNI."""
 WITHOUT_KLEIDIAI = "mlas.disable_kleidiai"
 """onnxruntime's session option that disables KleidiAI's kernels for 4-bit matmuls on ARM.
 
 Those for symmetric weights quantize activations per row instead of per block: a decoder with the blocks of its GGUF
 file has a KL divergence of 0.037 to 0.043 from exact matmuls, and 0.007 with onnxruntime's own kernels (qemu,
-Cortex-A76 and Neoverse-V1). Those for weights with zero points quantize per block and are kept.
+Cortex-A76 and Neoverse-V1). Those for weights with zero points quantize per block and are kept. x86 has no KleidiAI.
 """
-LARGEST = 127 * 255 * 4
-"""The exact result of the graph below, in each element."""
-# y = MatMulInteger(a, b), opset 13: `a` uint8 (2, 4), `b` a constant int8 (4, 16) of which all are 127.
-_OVERFLOW_PROBE = bytes.fromhex(
-    "08083a94010a180a01610a0162120179220d4d61744d756c496e74656765721201672a4b0804081010034201624a407f"
-    "7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f"
-    "7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f5a130a0161120e0a0c080212080a0208020a02080462130a0179120e0a0c080612"
-    "080a0208020a0208104202100d"
-)
-"""The smallest graph that overflows, as the ONNX package writes it."""
+# Measured on encoders, x86 with VNNI: for 256 sentences the fused operator takes 292 ms, the two that it replaces 51.
+# Its counterpart for decoders, without a mean, is faster.
+DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
+"""Graph optimizers of onnxruntime that are disabled for encoders on the CPU."""
+BATCH_TOKENS = 256
+"""Tokens in one run of an encoder's graph: more is not faster on a CPU, and the activations fit in its cache."""
+RUN_COSTS = {2: 1.22, 4: 1.95, 8: 3.34}
+"""Rows of a decoder's run with a draft -> its time relative to a run of one row (int4, two threads).
+
+Measured on x86 with AVX2 alone. With VNNI a draft costs less (1.07, 1.55 and 2.4), so drafts that pay by these figures
+pay there too; other classes were not measured. One table for all: which tokens are drafted is the same everywhere.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Int8Arithmetic:
     precision_mode: bool
     """Whether onnxruntime's slower mode, which cannot overflow, is on."""
     features: tuple[str, ...]
-    """Those of _FEATURES that the CPU has; empty where the system does not say."""
+    """Those of FEATURES that the CPU has; empty where the system does not say."""
 
     @property
     def reason(self) -> str:
@@ -54,30 +62,49 @@ def int8_arithmetic(ort: Any) -> Int8Arithmetic:
     return Int8Arithmetic(matmuls_overflow(ort), cpu_features())
 
 
-@cache
-def matmuls_overflow(ort: Any) -> bool:
-    """Whether sums of uint8 x int8 saturate; runs the probe once per process.
+def cpu_request(ort: Any, config: SessionConfig) -> Request:
+    """The session of a graph on the CPU: a decoder's threads share each matmul, an encoder's session has one thread."""
+    entries = {}
+    # Needed without VNNI, where int8 is wrong otherwise. With VNNI it makes int8 slow: 437 sentences/s instead of 725,
+    # 906 microseconds a query instead of 630 (all-MiniLM-L6-v2, two Zen 5 cores).
+    if config.int8 and int8_arithmetic(ort).precision_mode:
+        entries[PRECISION_MODE] = "1"
+    if config.symmetric_blocks:
+        entries[WITHOUT_KLEIDIAI] = "1"
+    decoder = config.threads is not None
+    return Request(
+        entries=entries,
+        threads=config.threads or 1,
+        # Without the plan every operator takes its output from what the other core's run has just freed, and fetches
+        # it out of that core's cache. A decoder's prompts have as many shapes as lengths, and a plan for each would
+        # never be freed.
+        memory_pattern=not decoder,
+        disabled_optimizers=() if decoder else DISABLED_OPTIMIZERS,
+        dimensions=dimensions_of(config),
+        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
+        huge_pages=decoder,
+    )
 
-    Kernels for AVX2 and AVX-512 without VNNI add pairs of products in 16 bits, where they saturate. The probe needs no
-    table of CPUs and sees what a hypervisor hides. It takes 0.3 ms.
+
+def encoder_workers(cores: Cores) -> int:
+    """Batches of an encoder that run at once: one for each core.
+
+    Two workers on one session of one thread beat a session of two threads by 10 to 30% (x86 with VNNI).
     """
-    # `ortkit doctor` asks for the features where numpy may be broken.
-    import numpy as np  # noqa: PLC0415
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry(PRECISION_MODE, "0")
-    try:
-        session = ort.InferenceSession(_OVERFLOW_PROBE, options, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"a": np.full((2, 4), 255, np.uint8)})
-    # Where the probe fails, the mode that is exact everywhere.
-    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class but Exception
-        return True
-    return bool((np.asarray(found) != LARGEST).any())
+    return cores.usable
 
 
-def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
-    """Those of _FEATURES that the CPU has; shown to people, not used for decisions."""
-    flags = cpu_flags(cpuinfo) or ()
-    return tuple(name for name in _FEATURES if name in flags)
+def decoder_threads(cores: Cores) -> int:
+    """Threads of each matmul of a decoder: one for each core. A token's matmuls come one after the other."""
+    return cores.usable
+
+
+def needs_even_rows(device: str) -> bool:
+    """Whether each run of a decoder gets an even number of rows, by padding, so that its bits do not depend on others.
+
+    onnxruntime's 4-bit kernels (MatMulNBits, group size 64 and 128) compute the last row of an odd number like a single
+    row, with other bits. With an even number in every run, KV cache and logits do not depend on how a prompt is split
+    into runs. Done on all CPUs, since onnxruntime does not say which kernel runs. On a GPU bits depend on the number of
+    rows anyway: it has different kernels for few and for many.
+    """
+    return device == "cpu"

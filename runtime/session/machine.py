@@ -13,7 +13,7 @@ from ..bundle.manifest import Provider
 from ..errors import MissingPartError, OrtkitError, OutOfMemoryError, ProviderError
 from .config import SessionConfig
 from .cores import Cores, find_cores
-from .cpu import cpu_features
+from .cpu_class import CpuClass, cpu_features, this_cpu_class
 from .cuda import (
     CudaLibrary,
     Driver,
@@ -73,6 +73,7 @@ class Machine:
     onnxruntime: str | None
     """Its version; None where it cannot be loaded."""
     cores: Cores
+    cpu_class: CpuClass
     cpu_features: tuple[str, ...]
     memory: int | None
     """Free memory in bytes; None where the system does not say."""
@@ -102,6 +103,7 @@ def this_machine() -> Machine:
         packages=installed() | installed(NVIDIA),
         onnxruntime=None if ort is None else str(ort.__version__),
         cores=find_cores(),
+        cpu_class=this_cpu_class(),
         cpu_features=cpu_features(),
         memory=available_memory(),
         providers=tuple(_state_of(provider, ort, missing) for provider in Provider),

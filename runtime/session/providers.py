@@ -17,10 +17,11 @@ from typing import Any
 
 from ..bundle.manifest import Provider
 from .config import SessionConfig
+from .cpu import cpu_request
 from .cuda import cuda_graph_problem, cuda_identity, cuda_problem
 from .packages import conflict, install_command, installed
 from .problem import Problem
-from .request import Request, coreml_request, cpu_request, cuda_request
+from .request import Request, coreml_request, cuda_request
 
 CPU_NAME = "CPUExecutionProvider"
 

@@ -1,4 +1,4 @@
-"""How onnxruntime is asked for a session on each execution provider: options and config entries."""
+"""How onnxruntime is asked for a session: options and config entries, for CUDA and CoreML; `cpu.py` has the CPU's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import Any
 
 from ..cache_folder import usable_folder
 from .config import SessionConfig
-from .cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
 
-# Measured on encoders: the fused operator that this optimizer makes is five times slower than the two it replaces. Its
-# counterpart for decoders, without a mean, is faster.
-DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
-"""Graph optimizers of onnxruntime that are disabled for encoders on the CPU."""
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 """onnxruntime's session option that makes opening fail where a node has no kernel on the provider."""
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -42,29 +37,6 @@ class Request:
     """Whether the weights are put on huge pages."""
     silent: bool = False
     """Whether onnxruntime's default logger, which is of the whole process, reports fatal errors alone."""
-
-
-def cpu_request(ort: Any, config: SessionConfig) -> Request:
-    """A decoder's threads share each matmul; an encoder's session has one, and several calls run at once."""
-    entries = {}
-    # It takes 1.6 times as long, so it is used only where it is needed.
-    if config.int8 and int8_arithmetic(ort).precision_mode:
-        entries[PRECISION_MODE] = "1"
-    if config.symmetric_blocks:
-        entries[WITHOUT_KLEIDIAI] = "1"
-    decoder = config.threads is not None
-    return Request(
-        entries=entries,
-        threads=config.threads or 1,
-        # Without the plan every operator takes its output from what the other core's run has just freed, and fetches
-        # it out of that core's cache. A decoder's prompts have as many shapes as lengths, and a plan for each would
-        # never be freed.
-        memory_pattern=not decoder,
-        disabled_optimizers=() if decoder else tuple(DISABLED_OPTIMIZERS),
-        dimensions=dimensions_of(config),
-        # A decoder reads all its weights for each token; an encoder's are small and read once for many.
-        huge_pages=decoder,
-    )
 
 
 def cuda_request(_ort: Any, config: SessionConfig) -> Request:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import onnxruntime
 
-from ortkit.runtime.session.cpu import matmuls_overflow
+from ortkit.runtime.session.int8_overflow import matmuls_overflow
 
 print("overflow" if matmuls_overflow(onnxruntime) else "exact")

@@ -11,6 +11,7 @@ import pytest
 
 from ortkit import Bundle, OutOfMemoryError
 from ortkit.runtime.bundle.golden_vector import pack_vector, unpack_vector
+from ortkit.runtime.session.cpu_class import this_cpu_class
 from ortkit.toolkit.commands.bench_worker import measure, texts
 from tests.commands import Finished
 from tests.tiny_bundles import rehash, write_embedder, write_reranker
@@ -41,7 +42,8 @@ def test_bundles_of_each_kind_in_one_table(
     ]
     assert [unit in row for unit, row in zip(["texts/s", "pairs/s", "tokens/s"], rows, strict=True)] == [True] * 3
     assert finished.err.splitlines() == [
-        f"measuring {path}" for path in (embedder.path, reranker.path, decoder_bundle.path)
+        f"CPU: {this_cpu_class().description}",
+        *(f"measuring {path}" for path in (embedder.path, reranker.path, decoder_bundle.path)),
     ]
 
 
@@ -49,6 +51,7 @@ def test_figures_as_json(ortkit: Ortkit, embedder: Bundle) -> None:
     (found,) = json.loads(ortkit("bench", embedder.path, "--seconds", SECONDS, "--json").out)
 
     assert found["bundle"] == str(embedder.path)
+    assert found["cpu_class"] == this_cpu_class().value
     assert (found["kind"], found["precision"], found["provider"]) == ("embedder", "fp32", "cpu")
     assert found["onnxruntime"] == onnxruntime.__version__
     assert found["unit"] == "texts/s"
@@ -113,7 +116,7 @@ def test_a_process_that_dies(ortkit: Ortkit, embedder: Bundle, monkeypatch: pyte
     finished = ortkit("bench", embedder.path)
 
     assert finished.code == 7
-    assert finished.err.splitlines()[1:] == [
+    assert finished.err.splitlines()[2:] == [
         f"error: `{embedder.path}` ended the process that measured it (SIGABRT)",
         "",
         "hint: `ortkit verify` checks it on this machine",

@@ -13,6 +13,7 @@ import pytest
 from ortkit import Bundle
 from ortkit.runtime.bundle.manifest import DecoderFacts, GenerationDefaults
 from ortkit.runtime.decoder.memory_estimate import AtLength, Footprint
+from ortkit.runtime.session.cpu_class import CpuClass
 from ortkit.runtime.sizes import mebibytes, megabytes
 from ortkit.toolkit.commands.descriptions import describe_decoder
 from tests.commands import Finished
@@ -62,6 +63,7 @@ def test_inspect_shows_the_plan_on_this_machine(
     # Other tests may have cached the answer.
     monkeypatch.setattr("ortkit.runtime.session.open_sessions._OPEN", WeakValueDictionary())
     monkeypatch.setattr("ortkit.runtime.session.cpu.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("ortkit.runtime.encoder.base.this_cpu_class", lambda: CpuClass.X86_AVX2)
 
     finished = ortkit("inspect", int8_bundle.path, "--runtime")
 
@@ -70,7 +72,8 @@ def test_inspect_shows_the_plan_on_this_machine(
         "int8 matmuls overflow in onnxruntime's faster mode on this CPU, so its precision mode is on; "
         "CPU features: avx2"
     )
-    assert finished.out.decode().splitlines()[-4:] == [
+    assert finished.out.decode().splitlines()[-5:] == [
+        "CPU          x86 with AVX2, without VNNI",
         "workers      2, one CPU core each: the control group's quota is 2.5, the host has 64 cores",
         "batches      up to 256 tokens, texts of equal length, no padding",
         f"runs on      cpu, onnxruntime {onnxruntime.__version__}; disabled graph optimizers: SkipLayerNormFusion",
@@ -86,6 +89,7 @@ def test_inspect_shows_the_plan_on_this_machine(
         "buckets": None,
         "disabled_optimizers": ["SkipLayerNormFusion"],
         "int8": {"precision_mode": True, "features": ["avx2"]},
+        "cpu_class": "x86-avx2",
         "max_memory": None,
         "fits": None,
     }

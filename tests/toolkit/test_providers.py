@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from ortkit import Bundle, Provider
-from ortkit.runtime.session.cpu import cpu_features
+from ortkit.runtime.session.cpu_class import cpu_features, this_cpu_class
 from ortkit.runtime.session.providers import PROVIDERS
 from tests.commands import Finished
 from tests.fake_providers import CPU, FakeDriver, FakeOnnxruntime, use
@@ -39,6 +39,7 @@ def test_this_machine(ortkit: Ortkit) -> None:
 
     assert finished.code == 0
     assert found["onnxruntime"] == onnxruntime.__version__
+    assert found["cpu_class"] == this_cpu_class().value
     assert found["cpu_features"] == list(cpu_features())
     assert [state["provider"] for state in found["providers"]] == ["cpu", "cuda", "coreml"]
     assert found["providers"][0] == {"provider": "cpu", "built_in": True, "problem": None, "hint": None}

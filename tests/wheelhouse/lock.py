@@ -23,7 +23,7 @@ from ortkit.exporters.packaging.wheel_lock import LOCK, PROVIDERS
 from ortkit.exporters.packaging.wheel_target import NEWEST_GLIBC, PYTHONS, TARGETS, Target
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = (*PROVIDERS, "grammar", "serve", "sign")
+EXTRAS = (*PROVIDERS, "arrow", "docs", "grammar", "serve", "sign")
 """What an appliance may install."""
 LEFT_OUT = ("huggingface-hub",)
 HEADER = """\

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import OrtkitError
+from ...runtime.session.cpu_class import CpuClass, this_cpu_class
 from ...runtime.sizes import mebibytes
 from ..console.help import ExampleCommand
 from ..console.terminal import escaped_json, print_table, say
@@ -26,6 +27,7 @@ class Benched:
     """A bundle and its figures, or why there are none."""
 
     path: str
+    cpu_class: CpuClass
     measured: Measured | None = None
     error: OrtkitError | None = None
 
@@ -51,6 +53,7 @@ class Benched:
         error = self.error
         return {
             "bundle": self.path,
+            "cpu_class": self.cpu_class.value,
             **({} if self.measured is None else vars(self.measured)),
             "error": None
             if error is None
@@ -93,8 +96,11 @@ def bench(
     from .bench_worker import measure_apart
 
     results = []
+    cpu_class = this_cpu_class()
+    if not as_json:
+        say(f"CPU: {cpu_class.description}", err=True)
     for path in bundles:
-        result = Benched(path)
+        result = Benched(path, cpu_class)
         results.append(result)
         try:
             result.path = resolve_bundle(path)

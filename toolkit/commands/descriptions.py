@@ -25,6 +25,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         features = f"; CPU features: {', '.join(plan.int8.features)}" if plan.int8.features else ""
         int8.append(("int8", f"{plan.int8.reason}{features}"))
     return [
+        ("CPU", plan.cpu_class.description),
         ("workers", _workers_of(plan)),
         ("batches", f"up to {plan.batch_tokens} tokens, {_padding_of(plan)}"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}; disabled graph optimizers: {disabled}"),
@@ -59,6 +60,7 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
     room = "the free memory has" if plan.max_memory is None else f"the limit of {mebibytes(plan.max_memory)} has"
     return [
+        ("CPU", plan.cpu_class.description),
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
         ("fits", f"{fits}: the KV cache that {room} room for now"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),

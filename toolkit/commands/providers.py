@@ -89,6 +89,7 @@ def _lines_of(machine: Machine) -> Lines:
     free = "not known" if machine.memory is None else _mebibytes(machine.memory)
     yield "memory", f"{free} free"
     yield "cores", f"{machine.cores.usable}: {machine.cores.reason}"
+    yield "CPU", machine.cpu_class.description
     yield "CPU features", ", ".join(machine.cpu_features) or "not known"
     yield from _cuda_lines(machine.cuda)
 

@@ -12,6 +12,7 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.manifest import Kind, Manifest, Precision, Provider
 from ...runtime.errors import OrtkitError
+from ...runtime.session.cpu_class import CpuClass, class_of
 from ...runtime.session.memory import mebibytes
 from .finding import Finding, error, failed, note, ok, warning
 from .host import Host
@@ -210,15 +211,21 @@ def _provider_findings(state: BundleState, manifest: Manifest) -> Iterator[Findi
 
 def _kernel_findings(host: Host, manifest: Manifest) -> Iterator[Finding]:
     """What this CPU makes of the bundle's matmuls."""
-    flags = host.cpu_flags
+    cpu_class = class_of(host.cpu_flags, host.machine, host.system)
     few_bits = manifest.precision in {Precision.INT8, Precision.INT4, Precision.SOURCE}
-    if manifest.provider is not Provider.CPU or flags is None or not few_bits:
+    if manifest.provider is not Provider.CPU or cpu_class is CpuClass.OTHER or not few_bits:
         return
-    arm = "asimd" in flags
+    arm = cpu_class in {CpuClass.AARCH64, CpuClass.AARCH64_DOTPROD}
     wanted = "asimddp" if arm else "avx2"
     name = "dot product (asimddp)" if arm else "AVX2"
-    facts: dict[str, Any] = {"precision": manifest.precision.value, "wanted": wanted, "there": wanted in flags}
-    if wanted not in flags and manifest.kind is Kind.DECODER:
+    there = cpu_class.has_few_bit_kernels
+    facts: dict[str, Any] = {
+        "precision": manifest.precision.value,
+        "class": cpu_class.value,
+        "wanted": wanted,
+        "there": there,
+    }
+    if not there and manifest.kind is Kind.DECODER:
         yield warning(
             "bundle-kernels",
             f"the bundle's {manifest.precision.value} matmuls have no kernel for this CPU, which has no {name}",
@@ -226,7 +233,7 @@ def _kernel_findings(host: Host, manifest: Manifest) -> Iterator[Finding]:
             "use a smaller model, or a CPU with it; `ortkit bench` measures",
             **facts,
         )
-    elif wanted not in flags:
+    elif not there:
         yield note(
             "bundle-kernels",
             f"this CPU has no {name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ...runtime.session.cpu_class import ARM_MACHINES, X86_MACHINES, CpuClass, class_of, features_in
 from .finding import Finding, error, note, ok, warning
 from .host import Host
 
@@ -13,13 +14,26 @@ OLDEST_GLIBC = (2, 28)
 OLDEST_MACOS = (14,)
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 """Versions for which onnxruntime 1.30 to 1.32 have wheels."""
-_X86 = frozenset({"x86_64", "AMD64"})
-_ARM = frozenset({"aarch64", "arm64"})
 _SYSTEMS = ("Linux", "Darwin")
 _BASELINE = ("sse4_2", "popcnt", "ssse3")
 """Features of x86-64-v2 that tell it from older CPUs: numpy's wheels begin there (Nehalem, Silvermont, Jaguar)."""
-_FAST_X86 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
-_FAST_ARM = ("asimddp", "i8mm", "sve")
+_X86 = frozenset({CpuClass.X86_VNNI, CpuClass.X86_AVX2, CpuClass.X86})
+_SLOWER = {
+    CpuClass.X86_AVX2: (
+        "the CPU has AVX2 and no VNNI",
+        "int8 matmuls run in onnxruntime's precision mode, which takes 1.6 times as long as VNNI",
+    ),
+    CpuClass.X86: (
+        "the CPU has no AVX2",
+        "there are no fast kernels for int8 and int4: models are several times slower than with AVX2",
+        "in a virtual machine, let the guest see the host's CPU (`-cpu host`)",
+    ),
+    CpuClass.AARCH64: (
+        "the CPU has no dot product (asimddp)",
+        "int4 and int8 LLMs run as float32 matmuls: exact, and several times slower than on a Cortex-A76",
+    ),
+}
+"""CPU classes that are slower than others of their architecture: what is noted, why, and what to do."""
 _SYSTEM_EXIT = 8
 """Exit code where no wheel of onnxruntime runs: no execution provider is available."""
 _PACKAGE_EXIT = 1
@@ -30,7 +44,7 @@ def check_platform(host: Host) -> Iterator[Finding]:
     """Operating system and kind of CPU."""
     shown = f"{host.system} on {host.machine}, {host.bits} bits"
     facts: dict[str, Any] = {"system": host.system, "machine": host.machine, "bits": host.bits}
-    if host.bits == 32 and host.machine in _X86 | _ARM:
+    if host.bits == 32 and host.machine in X86_MACHINES | ARM_MACHINES:
         yield error(
             "platform",
             f"this Python is a 32-bit program on a {host.machine} CPU",
@@ -39,7 +53,7 @@ def check_platform(host: Host) -> Iterator[Finding]:
             _SYSTEM_EXIT,
             **facts,
         )
-    elif host.machine not in _X86 | _ARM:
+    elif host.machine not in X86_MACHINES | ARM_MACHINES:
         yield error(
             "platform",
             f"{shown}: there are no wheels of onnxruntime for this kind of CPU",
@@ -57,7 +71,7 @@ def check_platform(host: Host) -> Iterator[Finding]:
             _SYSTEM_EXIT,
             **facts,
         )
-    elif host.system == "Darwin" and host.machine in _X86:
+    elif host.system == "Darwin" and host.machine in X86_MACHINES:
         yield error(
             "platform",
             f"{shown}: onnxruntime has no wheels for Intel Macs since 1.24",
@@ -182,16 +196,15 @@ def wheel_tag(host: Host) -> str:
 
 
 def check_cpu(host: Host) -> Iterator[Finding]:
-    """The CPU's features: the floor of the wheels, and what makes matmuls of few bits fast."""
-    flags = host.cpu_flags
-    if flags is None:
-        yield note("cpu", "the CPU's features are not known", "this system does not say", features=[])
-        return
-    arm = host.machine in _ARM
-    found = [name for name in (_FAST_ARM if arm else _FAST_X86) if name in flags]
-    facts: dict[str, Any] = {"features": found}
-    missing = [] if arm else [name for name in _BASELINE if name not in flags]
-    if missing and host.machine in _X86:
+    """The CPU's class and features: the floor of the wheels, and what makes matmuls of few bits fast."""
+    cpu_class = class_of(host.cpu_flags, host.machine, host.system)
+    flags = host.cpu_flags or frozenset()
+    found = features_in(flags)
+    facts: dict[str, Any] = {"class": cpu_class.value, "features": list(found)}
+    missing = [] if cpu_class not in _X86 else [name for name in _BASELINE if name not in flags]
+    if cpu_class is CpuClass.OTHER:
+        yield note("cpu", "the CPU's features are not known", "this system does not say", **facts)
+    elif missing:
         yield error(
             "cpu",
             f"the CPU has no {_listed(missing)}",
@@ -201,30 +214,11 @@ def check_cpu(host: Host) -> Iterator[Finding]:
             _SYSTEM_EXIT,
             **facts,
         )
-    elif arm and "asimddp" not in flags:
-        yield note(
-            "cpu",
-            "the CPU has no dot product (asimddp)",
-            "int4 and int8 LLMs run as float32 matmuls: exact, and several times slower than on a Cortex-A76",
-            **facts,
-        )
-    elif not arm and "avx2" not in flags:
-        yield note(
-            "cpu",
-            "the CPU has no AVX2",
-            "there are no fast kernels for int8 and int4: models are several times slower than with AVX2",
-            "in a virtual machine, let the guest see the host's CPU (`-cpu host`)",
-            **facts,
-        )
-    elif not arm and not {"avx_vnni", "avx512_vnni", "amx_int8"} & flags:
-        yield note(
-            "cpu",
-            "the CPU has AVX2 and no VNNI",
-            "int8 matmuls run in onnxruntime's precision mode, which takes 1.6 times as long as VNNI",
-            **facts,
-        )
+    elif cpu_class in _SLOWER:
+        yield note("cpu", *_SLOWER[cpu_class], **facts)
     else:
-        yield ok("cpu", f"CPU features for matmuls of few bits: {', '.join(found)}", **facts)
+        features = f"; CPU features for matmuls of few bits: {', '.join(found)}" if found else ""
+        yield ok("cpu", f"{cpu_class.description}{features}", **facts)
 
 
 def _dotted(version: Sequence[int]) -> str:

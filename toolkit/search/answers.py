@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .index import Index
 
 ANSWER_TOKENS = 512
-"""Tokens that are kept for an answer, unless it is said how long it may be; at most a quarter of the context."""
+"""Tokens that are kept for an answer, unless its length is limited; at most a quarter of the context."""
 CANDIDATES = 50
 """Hits among which the most similar passage is looked for, and which a reranker reranks."""
 INSTRUCTIONS = (
@@ -220,8 +220,8 @@ class Answerer:
             f"the LLM's context of {self.context} tokens has no room for one passage: instructions and question take "
             f"{around}, the best passage {passage}, and {self.answer_tokens} are kept for the answer, which leaves "
             f"{max(0, room - around)}",
-            hint="use an LLM with a longer context, lower `--max-tokens`, or make the index with a lower "
-            "`--chunk-tokens`",
+            hint="use an LLM with a longer context, lower `--max-tokens`, or make shorter chunks: "
+            "`ortkit index FOLDER -o INDEX --restart --chunk-tokens N`",
         )
 
     def _passage(self, hit: Hit) -> str:
@@ -299,7 +299,7 @@ class CitedStream(Stream):
 
 
 def nothing_found(index_name: str, grounding: Grounding) -> str:
-    """What is said instead of an answer."""
+    """The sentence that stands for an answer where nothing was found."""
     message = f"Nothing was found in {index_name} about this."
     if grounding.best_similarity is None or grounding.min_similarity is None:
         return message

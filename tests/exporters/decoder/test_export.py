@@ -497,6 +497,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
         "max_memory",
         "provider",
         "onnxruntime",
+        "cpu_class",
     }
     assert printed == json.loads((out / "manifest.json").read_text())
 

@@ -12,8 +12,9 @@ from ortkit.runtime.decoder.chat import USER
 from ortkit.runtime.decoder.generation import Steps
 from ortkit.runtime.decoder.kv_cache import KVCache
 from ortkit.runtime.decoder.model_runner import ModelRunner
-from ortkit.runtime.decoder.prompt_lookup import RUN_COSTS, PromptLookup
+from ortkit.runtime.decoder.prompt_lookup import PromptLookup
 from ortkit.runtime.decoder.token_choice import TokenChoice
+from ortkit.runtime.session.cpu import RUN_COSTS
 from ortkit.runtime.text.messages import Message
 from tests.exporters.decoder_checkpoints import write_checkpoint
 from tests.quantized_decoder import write_quantized

@@ -12,10 +12,10 @@ from ortkit.runtime.decoder.prompt_lookup import (
     _LONGEST,
     _NGRAMS,
     _SHORTEST_RUN,
-    RUN_COSTS,
     PromptLookup,
     best_run,
 )
+from ortkit.runtime.session.cpu import RUN_COSTS
 
 SINGLE_COST = 1.0
 TEXTS = st.lists(st.integers(0, 3), max_size=60)

@@ -33,9 +33,9 @@ from ortkit import (
     quantize_embeddings,
 )
 from ortkit.exporters import export
-from ortkit.runtime.encoder.base import BATCH_TOKENS
 from ortkit.runtime.encoder.embedding_types import unit_ranges
 from ortkit.runtime.encoder.pooling import cosines, normalize, pool
+from ortkit.runtime.session.cpu import BATCH_TOKENS
 from ortkit.runtime.session.session import Session
 from tests.encoder_checkpoints import write_tiny_checkpoint
 from tests.tampered import changed_bundle, without_special_tokens

@@ -16,7 +16,8 @@ from ortkit import Bundle, BundleError, Embedder, Provider, Reranker
 from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import Layout
-from ortkit.runtime.encoder.base import BATCH_TOKENS, GPU_BATCH_TOKENS, batching_for
+from ortkit.runtime.encoder.base import GPU_BATCH_TOKENS, batching_for
+from ortkit.runtime.session.cpu import BATCH_TOKENS
 from tests.tiny_bundles import WIDTH, weights, write_embedder, write_reranker
 
 TEXTS = ["the dog sleeps", "the quick brown fox", "a fox", "the dog jumps"]

@@ -16,16 +16,10 @@ import pytest
 from ortkit import Bundle, Decoder, Embedder, Provider
 from ortkit.runtime.bundle.manifest import WeightBlocks
 from ortkit.runtime.session.config import SessionConfig
-from ortkit.runtime.session.cpu import (
-    _OVERFLOW_PROBE,
-    LARGEST,
-    PRECISION_MODE,
-    WITHOUT_KLEIDIAI,
-    Int8Arithmetic,
-    cpu_features,
-    int8_arithmetic,
-)
-from ortkit.runtime.session.cpu import matmuls_overflow as asked
+from ortkit.runtime.session.cpu import WITHOUT_KLEIDIAI, Int8Arithmetic, int8_arithmetic
+from ortkit.runtime.session.cpu_class import CpuClass, class_of, cpu_features, this_cpu_class
+from ortkit.runtime.session.int8_overflow import _OVERFLOW_PROBE, LARGEST, PRECISION_MODE
+from ortkit.runtime.session.int8_overflow import matmuls_overflow as asked
 from ortkit.runtime.session.session import Session
 from tests.commands import Finished
 
@@ -90,12 +84,10 @@ def test_the_graph_is_a_valid_one_that_multiplies_by_the_largest_weights() -> No
 
 
 def test_this_cpu() -> None:
-    """Of x86, those overflow that have AVX2 and no 8-bit dot product; ARM never does."""
-    features = set(cpu_features())
-
+    """The class follows from what the system reports, the probe from what the kernels do: here they must agree."""
     overflows = int8_arithmetic(onnxruntime).precision_mode
 
-    assert overflows is ("avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    assert overflows is (this_cpu_class() is CpuClass.X86_AVX2)
 
 
 def options_given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -201,3 +193,46 @@ def test_features_as_linux_writes_them(tmp_path: Path) -> None:
     path.write_text("Features\t: fp asimd asimddp i8mm\n")
     assert cpu_features(path) == ("asimddp", "i8mm")
     assert cpu_features(tmp_path / "none") == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "expected"),
+    [
+        # Sapphire Rapids, Zen 4, Alder Lake (no AVX-512).
+        ("avx2 avx512f avx512_vnni amx_int8", "x86_64", CpuClass.X86_VNNI),
+        ("avx2 avx512f avx512_vnni", "x86_64", CpuClass.X86_VNNI),
+        ("avx2 avx_vnni", "AMD64", CpuClass.X86_VNNI),
+        # Skylake-X has AVX-512 without VNNI: its 8-bit matmuls overflow as with AVX2.
+        ("avx2 avx512f", "x86_64", CpuClass.X86_AVX2),
+        ("avx2", "x86_64", CpuClass.X86_AVX2),
+        ("avx sse4_2", "x86_64", CpuClass.X86),
+        ("fp asimd asimddp", "aarch64", CpuClass.AARCH64_DOTPROD),
+        ("fp asimd asimddp i8mm sve", "arm64", CpuClass.AARCH64_DOTPROD),
+        ("fp asimd", "aarch64", CpuClass.AARCH64),
+        ("", "aarch64", CpuClass.AARCH64),
+        ("rv64imafdc", "riscv64", CpuClass.OTHER),
+        ("avx2", "i686", CpuClass.OTHER),
+    ],
+)
+def test_the_class_of_a_cpu(flags: str, machine: str, expected: CpuClass) -> None:
+    assert class_of(frozenset(flags.split()), machine, "Linux") is expected
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "expected"),
+    [
+        ("Darwin", "arm64", CpuClass.AARCH64_DOTPROD),
+        ("Darwin", "x86_64", CpuClass.OTHER),
+        ("Linux", "x86_64", CpuClass.OTHER),
+    ],
+)
+def test_the_class_where_the_system_does_not_say(system: str, machine: str, expected: CpuClass) -> None:
+    assert class_of(None, machine, system) is expected
+
+
+def test_classes_are_named_as_folders_and_in_words() -> None:
+    names = [one.value for one in CpuClass]
+
+    assert names == ["x86-vnni", "x86-avx2", "x86", "aarch64-dotprod", "aarch64", "other"]
+    assert len({one.description for one in CpuClass}) == len(names)
+    assert [one.value for one in CpuClass if one.has_few_bit_kernels] == ["x86-vnni", "x86-avx2", "aarch64-dotprod"]

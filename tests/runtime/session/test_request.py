@@ -11,9 +11,10 @@ import pytest
 from ortkit import Bundle, Precision, Provider
 from ortkit.runtime.bundle.manifest import Layout, WeightBlocks
 from ortkit.runtime.session.config import Bucket, SessionConfig
-from ortkit.runtime.session.cpu import PRECISION_MODE, WITHOUT_KLEIDIAI, int8_arithmetic
+from ortkit.runtime.session.cpu import WITHOUT_KLEIDIAI, cpu_request, int8_arithmetic
+from ortkit.runtime.session.int8_overflow import PRECISION_MODE
 from ortkit.runtime.session.providers import PROVIDERS
-from ortkit.runtime.session.request import Request, coreml_request, cpu_request, cuda_request, session_options
+from ortkit.runtime.session.request import Request, coreml_request, cuda_request, session_options
 from tests.tiny_bundles import write_embedder
 
 

@@ -18,6 +18,7 @@ NOW = 1_800_000_000.0
 SITE = "/opt/ortkit/lib/python3.11/site-packages"
 VERSIONS = {"click": "8.2.1", "jinja2": "3.1.6", "numpy": "2.4.6", "onnxruntime": "1.31.1", "tokenizers": "0.22.2"}
 X86 = frozenset({"sse4_2", "popcnt", "ssse3", "avx2", "avx512f", "avx512_vnni"})
+OLD_X86 = frozenset({"sse4_2", "popcnt", "ssse3", "avx"})
 GOOD = Host(
     libc=Libc("glibc", (2, 36)),
     python=(3, 11, 2),

@@ -19,7 +19,7 @@ from ortkit.toolkit.doctor.host import Host
 from ortkit.toolkit.doctor.packages import Imported
 from ortkit.toolkit.doctor.trust import Trust
 from tests.tiny_bundles import write_embedder
-from tests.toolkit.doctor.hosts import GOOD, NOW, X86, host, text_of
+from tests.toolkit.doctor.hosts import GOOD, NOW, OLD_X86, host, text_of
 
 RUNS = Verdict(("onnxruntime",), None)
 REPLAYED = Replay(3, "cosine similarity 1.0000 min", same_bits=True)
@@ -131,7 +131,7 @@ def test_a_provider_that_is_not_there(state: BundleState) -> None:
     [
         (
             Precision.INT4,
-            X86 - {"avx2"},
+            OLD_X86,
             (
                 "warning bundle-kernels: the bundle's int4 matmuls have no kernel for this CPU, which has no AVX2\n"
                 "why: weights are unpacked and multiplied in float32: exact, and several times slower\n"
@@ -157,13 +157,14 @@ def test_a_provider_that_is_not_there(state: BundleState) -> None:
 )
 def test_kernels(state: BundleState, precision: Precision, flags: frozenset[str], expected: str) -> None:
     manifest = replace(state.manifest, precision=precision)
+    of_machine = host(cpu_flags=flags, machine="aarch64" if "asimd" in flags else "x86_64")
 
-    assert finding(replace(state, manifest=manifest), "bundle-kernels", host(cpu_flags=flags)) == expected
+    assert finding(replace(state, manifest=manifest), "bundle-kernels", of_machine) == expected
 
 
 def test_kernels_of_an_encoder(state: BundleState, embedder: Bundle) -> None:
     manifest = replace(embedder.manifest, precision=Precision.INT8)
-    slow = host(cpu_flags=X86 - {"avx2"})
+    slow = host(cpu_flags=OLD_X86)
 
     assert finding(replace(state, manifest=manifest), "bundle-kernels", slow) == (
         "note bundle-kernels: this CPU has no AVX2\n"

@@ -164,11 +164,12 @@ def test_wheel_tags() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "ok cpu: CPU features for matmuls of few bits: avx2, avx512_vnni"),
+        ({}, "ok cpu: x86 with VNNI; CPU features for matmuls of few bits: avx2, avx512f, avx512_vnni"),
         (
             {"machine": "aarch64", "cpu_flags": ARM | {"asimddp"}},
-            "ok cpu: CPU features for matmuls of few bits: asimddp",
+            "ok cpu: aarch64 with dot product; CPU features for matmuls of few bits: asimddp",
         ),
+        ({"system": "Darwin", "machine": "arm64", "cpu_flags": None}, "ok cpu: aarch64 with dot product"),
         ({"cpu_flags": None}, "note cpu: the CPU's features are not known\nwhy: this system does not say"),
         (
             {"cpu_flags": frozenset({"sse2", "ssse3"})},
@@ -209,6 +210,6 @@ def test_cpu(changes: dict[str, Any], expected: str) -> None:
 
 def test_facts_for_programs() -> None:
     (found,) = check_cpu(GOOD)
-    assert found.facts == {"features": ["avx2", "avx512_vnni"]}
+    assert found.facts == {"class": "x86-vnni", "features": ["avx2", "avx512f", "avx512_vnni"]}
     (found,) = check_libc(GOOD)
     assert found.facts == {"name": "glibc", "version": "2.36"}
