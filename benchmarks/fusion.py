@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.known_items import Collection
+from benchmarks.processor import processor
 from benchmarks.search_quality import (
     CANDIDATES,
     CUTOFF,
@@ -138,6 +139,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     embedder = Embedder(options.bundle)
     names, measured = [], []
     with tempfile.TemporaryDirectory() as scratch:

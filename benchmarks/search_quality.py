@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.known_items import Collection, descriptions, docstrings, questions
 from benchmarks.peers import BUNDLE, ortkit_name
+from benchmarks.processor import processor
 from benchmarks.table import print_table
 from ortkit import Embedder, Index, Reranker, SearchMode
 
@@ -206,6 +207,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     embedder = Embedder(options.bundle)
     reranker = None if options.reranker is None else Reranker(options.reranker)
     with tempfile.TemporaryDirectory() as scratch:

@@ -298,3 +298,6 @@ def test_the_table_of_the_build_has_the_ratio_of_rates() -> None:
         ["ortkit index", "10.0", "90", "0.90 (0.90 to 0.90)", "3"],
         ["ortkit embed", "9.0", "100", "1", "1"],
     ]
+    saved = index_build.figures_of(measured, 900)
+    assert [one.value.median for one in saved] == [90, 100]
+    assert [one.ratio and one.ratio.rounds for one in saved] == [None, (0.9, 0.9)]
