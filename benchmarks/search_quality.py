@@ -36,6 +36,12 @@ NOTE = (
     "seeded weights knows nothing of relevance; `--reranker BUNDLE` adds the row"
 )
 
+DIFFERENCES = (
+    f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} together "
+    "(Holm)"
+)
+DIFFERENCE_HEADER = ("difference", f"nDCG@{CUTOFF}", "p", f"recall@{DEPTH}", "p")
+
 Scores = NDArray[np.float64]
 """(queries,)"""
 
@@ -182,9 +188,8 @@ def report(collection: Collection, name: str, index: Index, measured: Sequence[Q
         quality_rows(measured),
     )
     print_table(
-        f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} "
-        "together (Holm)",
-        ["difference", f"nDCG@{CUTOFF}", "p", f"recall@{DEPTH}", "p"],
+        DIFFERENCES,
+        DIFFERENCE_HEADER,
         difference_rows(measured),
     )
 

@@ -242,6 +242,7 @@ def test_fusions_are_computed_from_the_figures_of_a_search(small: tuple[Index, C
         assert own.tolist() == pytest.approx([hit.scores.fused for hit in hits])
         vectors = fusion.observed(candidates, share=1)
         assert (vectors.min(), vectors.max()) == (0, 1)
+    assert set(fusion.COMPARED) < set(fusion.fusions())
     vectors_alone = fusion.qualities(collection, found)[0]
     assert vectors_alone.ndcg.tolist() == measure(index, collection, None)[1].ndcg.tolist()
 
