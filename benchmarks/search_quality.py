@@ -37,8 +37,8 @@ NOTE = (
 )
 
 DIFFERENCES = (
-    f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} together "
-    "(Holm)"
+    f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} "
+    "together (Holm)"
 )
 DIFFERENCE_HEADER = ("difference", f"nDCG@{CUTOFF}", "p", f"recall@{DEPTH}", "p")
 
