@@ -13,13 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.known_items import Collection
+from benchmarks.processor import processor
 from benchmarks.search_quality import (
     CANDIDATES,
     CUTOFF,
     DEPTH,
+    DIFFERENCE_HEADER,
+    DIFFERENCES,
     Quality,
     add_collection_options,
     collections_of,
+    difference_rows,
     quality,
     rank_of,
 )
@@ -31,6 +35,13 @@ RRF_CONSTANTS = (60, 10)
 """60 is that of the paper."""
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the similarity in a sum of scores."""
+
+COMPARED = (
+    "vectors alone",
+    "reciprocal ranks, k = 60, vectors x 1",
+    "scores from their lowest observed, 70% vectors",
+)
+"""Fusions whose differences are tested."""
 
 Floats = NDArray[np.float64]
 
@@ -138,6 +149,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     embedder = Embedder(options.bundle)
     names, measured = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,6 +159,9 @@ def main() -> None:
                 measured.append(qualities(collection, candidates_of(index, collection)))
     header = ["fusion", *(figure for _ in measured for figure in (f"nDCG@{CUTOFF}", f"recall@{DEPTH}"))]
     print_table("; ".join(names), header, rows_of(measured))
+    for name, own in zip(names, measured, strict=True):
+        compared = [one for one in own if one.name in COMPARED]
+        print_table(f"{name}: {DIFFERENCES}", DIFFERENCE_HEADER, difference_rows(compared))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from statistics import median
 from benchmarks.known_items import Item, apt_files, apt_text, described, library_modules
 from benchmarks.peers import BUNDLE, ortkit_name
 from benchmarks.processor import processor
+from benchmarks.results import Figure, add_save, rate_figure, save
 from benchmarks.rounds import other_load, warn_if_busy
 from benchmarks.table import print_table, ratio
 from ortkit import Embedder, Index
@@ -151,6 +152,15 @@ def rows_of(measured: Sequence[tuple[Run, Run]], count: int) -> list[list[str]]:
     return rows
 
 
+def figures_of(measured: Sequence[tuple[Run, Run]], count: int) -> list[Figure]:
+    """The rates for a result file; the ratio is that of the table."""
+    index, embed = ([count / runs[place].seconds for runs in measured] for place in (0, 1))
+    return [
+        rate_figure("index build", "ortkit index", index, None, "embeddings/s"),
+        rate_figure("index build", "ortkit embed", embed, index, "embeddings/s"),
+    ]
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.index_build", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
@@ -158,6 +168,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--slot", type=float, default=SLOT, help="seconds that each process runs before the other does")
     parser.add_argument("--apt-lists", type=Path, metavar="FOLDER", help="with the Translation files of APT")
+    add_save(parser, "index_build")
     return parser.parse_args()
 
 
@@ -174,6 +185,7 @@ def main() -> None:
             ["command", "seconds", "chunks/s", "index / embed", "peak, MiB"],
             rows_of(measured, count),
         )
+        save(options, "index_build", figures_of(measured, count))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.known_items import Collection, descriptions, docstrings, questions
 from benchmarks.peers import BUNDLE, ortkit_name
+from benchmarks.processor import processor
 from benchmarks.table import print_table
 from ortkit import Embedder, Index, Reranker, SearchMode
 
@@ -34,6 +35,12 @@ NOTE = (
     "not measured: fusion with reranking. No trained cross-encoder was found in the package registries, and one with "
     "seeded weights knows nothing of relevance; `--reranker BUNDLE` adds the row"
 )
+
+DIFFERENCES = (
+    f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} "
+    "together (Holm)"
+)
+DIFFERENCE_HEADER = ("difference", f"nDCG@{CUTOFF}", "p", f"recall@{DEPTH}", "p")
 
 Scores = NDArray[np.float64]
 """(queries,)"""
@@ -181,9 +188,8 @@ def report(collection: Collection, name: str, index: Index, measured: Sequence[Q
         quality_rows(measured),
     )
     print_table(
-        f"differences with 95% intervals; p of the paired randomization test, noise: not significant at {LEVEL:.0%} "
-        "together (Holm)",
-        ["difference", f"nDCG@{CUTOFF}", "p", f"recall@{DEPTH}", "p"],
+        DIFFERENCES,
+        DIFFERENCE_HEADER,
         difference_rows(measured),
     )
 
@@ -206,6 +212,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    print(processor())
     embedder = Embedder(options.bundle)
     reranker = None if options.reranker is None else Reranker(options.reranker)
     with tempfile.TemporaryDirectory() as scratch:

@@ -242,6 +242,7 @@ def test_fusions_are_computed_from_the_figures_of_a_search(small: tuple[Index, C
         assert own.tolist() == pytest.approx([hit.scores.fused for hit in hits])
         vectors = fusion.observed(candidates, share=1)
         assert (vectors.min(), vectors.max()) == (0, 1)
+    assert set(fusion.COMPARED) < set(fusion.fusions())
     vectors_alone = fusion.qualities(collection, found)[0]
     assert vectors_alone.ndcg.tolist() == measure(index, collection, None)[1].ndcg.tolist()
 
@@ -298,3 +299,6 @@ def test_the_table_of_the_build_has_the_ratio_of_rates() -> None:
         ["ortkit index", "10.0", "90", "0.90 (0.90 to 0.90)", "3"],
         ["ortkit embed", "9.0", "100", "1", "1"],
     ]
+    saved = index_build.figures_of(measured, 900)
+    assert [one.value.median for one in saved] == [90, 100]
+    assert [one.ratio and one.ratio.rounds for one in saved] == [None, (0.9, 0.9)]
