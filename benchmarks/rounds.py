@@ -32,10 +32,21 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
     for repeat in range(repeats):
         turns = list(zip(runs, measured, strict=True))
         for run, figures in turns if repeat % 2 == 0 else reversed(turns):
-            before = busy_seconds()
-            time.sleep(PAUSE)
-            busy.append((busy_seconds() - before) / PAUSE)
+            busy.append(other_load())
             figures.append(run())
+    warn_if_busy(busy)
+    return measured
+
+
+def other_load() -> float:
+    """The cores that other processes use, measured in a pause."""
+    before = busy_seconds()
+    time.sleep(PAUSE)
+    return (busy_seconds() - before) / PAUSE
+
+
+def warn_if_busy(busy: Sequence[float]) -> None:
+    """Keep the load of others for `busy_cores`, and warn if there was any."""
     _BUSY.extend(busy)
     if mean(busy) > QUIET:
         print(
@@ -43,7 +54,6 @@ def take_turns(runs: Sequence[Callable[[], Measured]], repeats: int) -> list[lis
             "threads that wait for each other, as the peers' do, lose more by that than ortkit's workers",
             file=sys.stderr,
         )
-    return measured
 
 
 def busy_cores() -> float | None:

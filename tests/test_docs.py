@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ortkit import Bundle, Embedder
+from ortkit import Bundle, Embedder, Index
 from ortkit.exporters import load_catalog
 from ortkit.runtime import errors
 from tests.commands import Finished
@@ -43,6 +43,14 @@ FILES = {
     "searches.jsonl": '{"query": "pump", "documents": ["a pump", "a rope"]}\n',
 }
 """What the command lines of the pages read."""
+MANUALS = {
+    "manual.txt": FILES["manual.txt"],
+    "pump.md": (
+        "# Pump\n\nIf the pump does not start, look at the fuse.\n\n"
+        "## By hand\n\nThe pump is started by hand with the crank.\n"
+    ),
+}
+"""Files of the folder that the pages index."""
 TOKENS = {"ada": ADA, "bob": BOB, "eve": EVE, "revoked": REVOKED}
 
 
@@ -159,12 +167,16 @@ def place(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A working folder as the pages have it."""
     (tmp_path / "bundles").symlink_to(bundles)
     (tmp_path / "docs").symlink_to(DOCS)
+    (tmp_path / "manuals").mkdir()
+    for name, content in MANUALS.items():
+        (tmp_path / "manuals" / name).write_text(content, "utf-8")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, "utf-8")
     (tmp_path / "pages").mkdir()
     for name in ("pages.parquet", "pages/1.parquet"):
         parquet.write_table(pa.table({"id": [1], "body": ["The pump does not start"]}), tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS / "examples")  # the pages say to copy them
     monkeypatch.delenv("ORTKIT_BUNDLES", raising=False)
     return tmp_path
 
@@ -183,9 +195,10 @@ def test_the_snippets_run(
     assert len(shown) > 3, "each snippet prints what it computed"
 
 
-@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("block", in_language("sh"))
-def test_the_command_lines_run(block: Block, ortkit: Callable[..., Finished]) -> None:
+def test_the_command_lines_run(block: Block, place: Path, ortkit: Callable[..., Finished]) -> None:
+    if "manuals.index" in block.text and "ortkit index" not in block.text:
+        Index.build(place / "manuals.index", place / "manuals", place / "bundles" / "all-MiniLM-L6-v2-int8").close()
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.shlex(substituted(line), posix=True, punctuation_chars="|<>")
         words.whitespace_split = True

@@ -28,8 +28,8 @@ def test_the_folders_are_linked_into_the_package() -> None:
 
 def test_public_names_are_those_that_type_checkers_read() -> None:
     tree = ast.parse((ROOT / "ortkit" / "__init__.py").read_text("utf-8"))
-    checked: dict[str, str | None] = {
-        alias.asname or alias.name: node.module
+    checked = {
+        alias.asname or alias.name: node.module or ""
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or "").startswith(FOLDERS)
         for alias in node.names

@@ -19,6 +19,7 @@ import click
 from ..runtime.errors import MissingPartError, OrtkitError, WrongKindError
 from ..runtime.version import __version__
 from .commands import (
+    ask,
     bench,
     bundles,
     cache,
@@ -29,10 +30,12 @@ from .commands import (
     export,
     generate,
     hub,
+    index,
     kit,
     pack,
     providers,
     rerank,
+    search,
     serve,
     sign,
     wheelhouse,
@@ -53,7 +56,9 @@ _NO_ARGUMENTS: tuple[type[click.UsageError], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
 """What click 8.2 raises for a command that needs arguments and has none."""
-_RUN_MODELS = frozenset({"embed", "rerank", "generate", "chat", "serve", "verify", "bench", "providers"})
+_RUN_MODELS = frozenset(
+    {"embed", "rerank", "generate", "chat", "index", "search", "ask", "serve", "verify", "bench", "providers"}
+)
 """Commands that load onnxruntime or tokenizers."""
 
 
@@ -109,6 +114,7 @@ cli.add_under("Export (connected machine)", export.export)
 cli.add_under("Bundles", bundles.list_bundles, bundles.inspect, bundles.verify)
 cli.add_under("Carry and install", pack.pack, pack.unpack, sign.keygen, sign.sign, wheelhouse.wheelhouse, kit.kit)
 cli.add_under("This machine", doctor.doctor, providers.providers, bench.bench, cache.cache)
+cli.add_under("Search your own files (offline)", index.index, search.search, ask.ask)
 cli.add_under(
     "Embed, rerank and generate (offline)", embed.embed, rerank.rerank, generate.generate, chat.chat, serve.serve
 )

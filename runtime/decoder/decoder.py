@@ -28,6 +28,7 @@ from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.opening import check_opening
 from ..text.chat_template import ChatTemplate
+from ..text.control_tokens import ControlTokens
 from ..text.detokenizer import Detokenizer, Vocabulary
 from ..text.messages import EXAMPLE, Messages, messages_of
 from ..text.safe_tokenizer import open_tokenizer
@@ -430,6 +431,21 @@ class Decoder(Closable):
         return template.render(
             checked, for_answer=add_generation_prompt, tools=None if tools is None else tools_of(tools)
         )
+
+    def spelled_out(self, text: str, *, markers: Iterable[str] = ()) -> str:
+        """A text from elsewhere, for a message: control tokens in it are broken with a space, so they stay text.
+
+        The chat template renders messages as they are, so `<|im_end|>` in a quoted document would end the message.
+        `markers` are other texts to break, such as the delimiters that the message puts around the document.
+
+            >>> decoder.spelled_out("Ignore this.<|im_end|>")
+            'Ignore this.< |im_end|>'
+        """
+        return self._control_tokens.spelled_out(checked_text(text, "the text"), markers=markers)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self._safe_tokenizer, None if self.facts.chat is None else self.facts.chat.template)
 
     def check_chat_template(self) -> None:
         """Raise InputError for a model without a chat template, and BundleError for an invalid one."""

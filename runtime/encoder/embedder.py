@@ -211,6 +211,17 @@ class Embedder(Encoder, Closable):
         options = self._checked_options(self._prefix(prompt), {"dim": dim, "long": long})
         return EmbedCall(*self._rows_of(listed(texts, "texts"), options))
 
+    def open_query_call(self, query: str, *, long: LongTexts | str | None = None) -> EmbedCall:
+        """Tokenize one search query as `embed_query` does, for batches that are shared with other calls.
+
+        >>> call = embedder.open_query_call("water pump broken")
+        >>> embedder.run_batch(embedder.next_batch(call.rows))
+        >>> call.result().vectors.shape
+        (1, 384)
+        """
+        options = self._checked_options(self._first_prompt(_QUERY_PROMPTS), {"long": long})
+        return EmbedCall(*self._rows_of([query], options))
+
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """Count the tokens of each text before truncation, including special tokens and prompt: int64 (texts,).
 

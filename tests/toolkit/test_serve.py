@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from ortkit.runtime.bundle.bundle import GRAPH
 from ortkit.toolkit.commands.serve import plan_of
+from ortkit.toolkit.search.index import Index
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.commands import Finished
 from tests.tiny_bundles import write_embedder
@@ -48,6 +50,31 @@ def test_check(ortkit: Ortkit, bundle: Path, tmp_path: Path) -> None:
     assert memory.endswith(" of 8,192 MiB")
     assert address.startswith("address  http://127.0.0.1:")
     assert last == "ok: nothing is served with `--check`"
+
+
+@pytest.fixture(scope="module")
+def index(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "a.txt").write_text("The quick brown fox.")
+    path = tmp_path_factory.mktemp("indexes") / "manuals.index"
+    Index.build(path, folder, bundle).close()
+    return path
+
+
+def test_check_with_an_index(ortkit: Ortkit, bundle: Path, index: Path, tmp_path: Path) -> None:
+    """Its bundle is served where it is not among the others; the file's settings are the same."""
+    alone = ortkit("serve", "--index", index, "--port", 0, "--check")
+    path = config(tmp_path, f'port = 0\nindexes = {{ other = "{index}" }}\nbundles = {{ small = "{bundle}" }}\n')
+    beside = ortkit("serve", "--config", path, "--check")
+
+    for finished, model, name in ((alone, "searcher", "manuals"), (beside, "small", "other")):
+        assert (finished.code, finished.err) == (0, "")
+        lines = finished.out.decode().splitlines()
+        assert lines[0] == f"model    {model}: embedder, fp32, {bundle}"
+        assert re.fullmatch(
+            rf"index    {name}: 1 files, 1 chunks, built \d{{4}}-\d\d-\d\d \d\d:\d\d UTC with {model}, {index}",
+            lines[1],
+        )
 
 
 def test_check_with_the_certificate(ortkit: Ortkit, bundle: Path, tmp_path: Path) -> None:
@@ -94,6 +121,9 @@ def test_settings_of_the_file_and_of_options(bundle: Path, tmp_path: Path) -> No
     assert plan_of((str(bundle),), path, {}).bundles == {"searcher": str(bundle)}, "arguments replace the file's"
     path.write_text(f'bundles = {{ small = "{bundle}/" }}')
     assert plan.again() == {"small": f"{bundle}/"}, "SIGHUP reads the file again"
+    path.write_text(f'bundles = {{ small = "{bundle}" }}\nindexes = ["manuals.index", "/a/b"]')
+    assert plan_of((), path, {}).indexes == {"manuals": str(tmp_path / "manuals.index"), "b": "/a/b"}
+    assert plan_of((), path, {"indexes": ("x=y",)}).indexes == {"x": "y"}, "options replace the file's"
     path.write_text('unix_socket = "/run/socket"')
     assert plan_of((str(bundle),), path, {"port": 80}).settings.unix_socket is None
 
@@ -136,12 +166,23 @@ def test_a_path_with_an_equals_sign(bundle: Path, tmp_path: Path, monkeypatch: p
         (("{bundle}", "--port", "70000"), 2, "invalid value for '--port'", "usage: "),
         (("{bundle}", "--max-body", "big"), 2, "invalid value for '--max-body': 'big' is not a size", "usage: "),
         (("{bundle}", "--unix-socket", "s", "--port", "1"), 2, "`--unix-socket` and `--host` or `--port`", "one of"),
+        (("{bundle}", "--index", "none"), 5, "there is no index at `none`", "`ortkit index FOLDER --bundle"),
+        (("--index", "{index}", "--index", "x/manuals"), 2, "two indexes have the name `manuals`: ", "--index other="),
+        (
+            ("--index", "a b"),
+            2,
+            "`a b` cannot be the name of an index: letters, digits and `._-` can",
+            "--index other=",
+        ),
+        (("--index", "{bundle}"), 5, "there is no index at `{bundle}`", None),
+        (("--index", "{damaged}"), 7, "`{damaged}/index.json` is not valid: ", "build it again"),
         (("{broken}",), 7, "`model.onnx` in the bundle `{broken}` was changed", None),
     ],
 )
 def test_what_cannot_be_served(
     ortkit: Ortkit,
     bundle: Path,
+    index: Path,
     tmp_path: Path,
     arguments: tuple[str, ...],
     code: int,
@@ -151,7 +192,15 @@ def test_what_cannot_be_served(
     broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
     content = (broken / GRAPH).read_bytes()
     (broken / GRAPH).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    names = {"bundle": bundle, "broken": broken, "config": config(tmp_path, "prt = 1")}
+    damaged = Path(shutil.copytree(index, tmp_path / "damaged"))
+    (damaged / "index.json").write_text("{")
+    names = {
+        "bundle": bundle,
+        "broken": broken,
+        "config": config(tmp_path, "prt = 1"),
+        "index": index,
+        "damaged": damaged,
+    }
     port = [] if {"--port", "--unix-socket"} & set(arguments) else ["--port", "0"]
 
     finished = ortkit("serve", *(argument.format(**names) for argument in arguments), *port, "--check")
@@ -203,6 +252,7 @@ def test_help_names_every_setting(ortkit: Ortkit) -> None:
     """Every setting has an option of its name, and the sections have all of them."""
     text = ortkit("serve", "--help").out.decode()
 
+    assert "--index" in text
     renamed = {"allowed_hosts": "allowed_host", "cors_origins": "cors_origin"}
     for name in ServerSettings.__dataclass_fields__:
         assert f"--{renamed.get(name, name).replace('_', '-')}" in text

@@ -145,6 +145,7 @@ def _print_digests(bundles: Sequence[ListedBundle]) -> None:
         "ortkit inspect all-MiniLM-L6-v2-int8",
         "ortkit inspect all-MiniLM-L6-v2-int8 --runtime",
         "ortkit inspect line4.tar",
+        "ortkit inspect manuals.index",
         "ortkit inspect all-MiniLM-L6-v2-int8 --sbom > sbom.cdx.json",
     ],
 )
@@ -162,8 +163,9 @@ def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory
     """Show a bundle's source, size, memory and accuracy.
 
     BUNDLE may also be a pack or kit, which `ortkit pack` and `ortkit kit` write: all that is in it is shown, and --json
-    prints an array.
+    prints an array. Of an index, which `ortkit index` makes, its folder, embedder and size are shown.
     """
+    from .index_report import inspect_index, is_index
     from .pack_report import inspect_pack, is_pack
 
     if max_memory is not None and not runtime:
@@ -172,7 +174,11 @@ def inspect(*, bundle: str, runtime: bool, sbom: bool, as_json: bool, max_memory
         raise click.UsageError("--sbom and --runtime exclude each other")
     if sbom and as_json:
         raise click.UsageError("--sbom and --json exclude each other: the SBOM is JSON")
-    if sbom:
+    if is_index(bundle):
+        if sbom or runtime:
+            raise click.UsageError("--sbom and --runtime need a bundle, and this is an index")
+        inspect_index(bundle, as_json=as_json)
+    elif sbom:
         _print_sbom(bundle)
     elif not is_pack(bundle):
         _inspect_bundle(bundle, runtime=runtime, max_memory=max_memory, as_json=as_json)

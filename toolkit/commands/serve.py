@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 _MODULES = ("starlette", "uvicorn", "prometheus_client")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:/-]{0,99})=(.+)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
+_INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Of an index: it is a part of a path, which clients do not encode alike."""
+_INDEX_SUFFIX = ".index"
 
 
 @click.command(
     cls=ExampleCommand,
     sections={
         "Address": "--host --port --unix-socket --api-keys --allowed-host --cors-origin --page",
-        "Models": "--slots --context --prefix-memory --max-memory --threads --verify",
+        "Models": "--index --slots --context --prefix-memory --max-memory --threads --verify",
         "Limits": (
             "--max-body --max-inputs --max-tokens --max-waiting --max-connections --request-seconds --header-seconds "
             "--idle-seconds --drain-seconds"
@@ -41,6 +44,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
         "ortkit serve all-MiniLM-L6-v2-int8 SmolLM2-135M-Instruct-int4",
         "ortkit serve small=SmolLM2-135M-Instruct-int4 --port 9000 --slots 4 --max-memory 2G",
         "ortkit serve bundles/* --host 0.0.0.0 --api-keys /etc/ortkit/api-keys",
+        "ortkit serve SmolLM2-135M-Instruct-int4 --index manuals.index",
         "ortkit serve --config /etc/ortkit/serve.toml --check",
     ],
 )
@@ -71,6 +75,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
     help="Let pages of ORIGIN, such as https://example.org, call the API; may be repeated.",
 )
 @click.option("--page/--no-page", default=None, help="Serve a page to try the models at `/`.  [default: --page]")
+@click.option(
+    "--index",
+    "indexes",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="Search in an index of `ortkit index`, with the bundle it was made with, and answer from it; may be repeated.",
+)
 @click.option("--slots", type=int, metavar="N", help="Answers of an LLM that are computed at once.  [default: 8]")
 @context_option
 @click.option("--prefix-memory", type=Size(), metavar="SIZE", help="KV cache to keep for prompts that begin the same.")
@@ -100,8 +111,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
 def serve(*, bundles: tuple[str, ...], config: Path | None, check: bool, **options: Any) -> None:
     """Serve bundles over HTTP, with the APIs of OpenAI, Cohere, Jina and TEI, and a page to try them at `/`.
 
-    A model has the name of its bundle's folder, or NAME. Requests to /v1/embeddings, /v1/rerank,
-    /v1/chat/completions and /v1/completions share batches; /metrics is for Prometheus. docs/server.md has the rest.
+    A model has the name of its bundle's folder, or NAME; so has an index, without `.index`. Requests to /v1/embeddings,
+    /v1/rerank, /v1/search, /v1/chat/completions and /v1/completions share batches; /metrics is for Prometheus.
+    docs/server.md has the rest.
 
     The log goes to stderr, one JSON object a line, without texts. SIGTERM ends the running requests first, SIGHUP reads
     the keys again and replaces the bundles that have changed.
@@ -150,7 +162,13 @@ def plan_of(bundles: Sequence[str], config: Path | None, options: Mapping[str, A
     """What to serve: the file's settings, and the options over them; raises InputError and NotFoundError."""
     from ..server.lifecycle import Plan
 
-    return Plan(_settings_of(config, options), _paths_of(bundles, config), again=lambda: _paths_of(bundles, config))
+    settings = {name: value for name, value in options.items() if name != "indexes"}
+    return Plan(
+        _settings_of(config, settings),
+        _paths_of(bundles, config),
+        again=lambda: _paths_of(bundles, config),
+        indexes=_indexes_of(options.get("indexes", ()), config),
+    )
 
 
 def _settings_of(config: Path | None, options: Mapping[str, Any]) -> ServerSettings:
@@ -189,6 +207,25 @@ def _paths_of(bundles: Sequence[str], config: Path | None) -> dict[str, str]:
     return found
 
 
+def _indexes_of(indexes: Sequence[str], config: Path | None) -> dict[str, str]:
+    """Name of an index -> its path; those of the command line replace those of the file."""
+    named: list[tuple[str | None, str]] = [_split(argument) for argument in indexes]
+    if not named and config is not None:
+        from ..server.settings import read_settings
+
+        named = list(read_settings(config).indexes)
+    found: dict[str, str] = {}
+    for name, path in named:
+        served = name if name is not None else Path(path).absolute().name.removesuffix(_INDEX_SUFFIX)
+        hint = f"name one, as in `--index other={path}`, or in the table `[indexes]` of the configuration"
+        if not _INDEX_NAME.fullmatch(served):
+            raise InputError(f"`{served}` cannot be the name of an index: letters, digits and `._-` can", hint=hint)
+        if served in found:
+            raise InputError(f"two indexes have the name `{served}`: `{found[served]}` and `{path}`", hint=hint)
+        found[served] = path
+    return found
+
+
 def _hint(path: str) -> str:
     return f"name one, as in `ortkit serve other={path}`, or in the table `[bundles]` of the configuration"
 
@@ -210,6 +247,12 @@ def _print_opened(opened: Opened) -> None:
         manifest = bundle.manifest
         release = f", release {manifest.release}" if manifest.release is not None else ""
         say(f"model    {name}: {manifest.kind.value}, {manifest.precision.value}, {bundle.path}{release}")
+    for served in opened.indexes.all():
+        facts = served.facts
+        say(
+            f"index    {served.name}: {facts.files:,} files, {facts.chunks:,} chunks, built "
+            f"{facts.built:%Y-%m-%d %H:%M} UTC with {served.embedder.name}, {facts.path}"
+        )
     settings = opened.settings
     keys = "none are needed" if opened.keys is None else f"{len(opened.keys)} of `{opened.keys.path}`"
     say(f"keys     {keys}")

@@ -35,7 +35,7 @@ def open_embedder(
         check_digest(index, record, embedder.bundle.path, embedder.bundle.digest)
         return embedder, False
     if embedder is None:
-        embedder = _find(index, record)
+        embedder = find_bundle(index, record)
     opened = Embedder(embedder)
     try:
         check_digest(index, record, opened.bundle.path, opened.bundle.digest)
@@ -55,8 +55,8 @@ def check_digest(index: Path, record: BundleRecord, path: Path, digest: str) -> 
         )
 
 
-def _find(index: Path, record: BundleRecord) -> Path:
-    """The bundle where it was, beside the index, or in the folder of bundles."""
+def find_bundle(index: Path, record: BundleRecord) -> Path:
+    """The bundle of an index where it was, beside the index, or in the folder of bundles; raises as `open_embedder`."""
     others = []
     for path in _places(index, record):
         try:

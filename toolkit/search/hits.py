@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -54,3 +54,5 @@ class Hit:
     score: float
     """The score of the last stage: reranked, else fused, else the only ranking's."""
     scores: HitScores
+    embedded_text: str = field(default="", repr=False, compare=False)
+    """What the embedder and a reranker read: title and headings above the text."""

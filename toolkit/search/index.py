@@ -151,13 +151,14 @@ class Index:
         mode: SearchMode | str = SearchMode.HYBRID,
         reranker: Reranker | None = None,
         candidates: int = 100,
+        vector: NDArray[np.float32] | None = None,
     ) -> list[Hit]:
         """The best passages for a query, best first; ties in order of files.
 
         `paths` limits the search to files that match a pattern, such as `*.pdf` (at any depth), `manuals/*.md` or a
-        folder. `candidates` is how many passages each of embeddings and BM25 gives, and a reranker scores. Warns of a
-        query over the model's limit (TruncationWarning). Any text is a query; what FTS5 cannot use is left to the
-        embeddings.
+        folder. `candidates` is how many passages each of embeddings and BM25 gives, and a reranker scores. `vector` is
+        what `Embedder.embed_query` gives for the query, where that was computed before. Warns of a query over the
+        model's limit (TruncationWarning). Any text is a query; what FTS5 cannot use is left to the embeddings.
 
         Raises InputError for an empty query or an option that is not valid, and BundleError for a damaged index.
         """
@@ -174,7 +175,7 @@ class Index:
             reranker=reranker,
         )
         with self._reading() as snapshot:
-            return search(snapshot, request, self._embedded)
+            return search(snapshot, request, self._embedded if vector is None else lambda _: unit_rows(vector))
 
     @contextmanager
     def _reading(self) -> Iterator[Snapshot]:

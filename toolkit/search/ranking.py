@@ -78,11 +78,11 @@ def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[
         )
         own = {SearchMode.VECTOR: scores.similarity, SearchMode.BM25: scores.bm25}.get(request.mode)
         score = scores.fused if own is None else own
-        hits.append(Hit(rank, text.text, text.title, file, folder / file, text.place, score, scores))
+        path, read = folder / file, text.embedded_text
+        hits.append(Hit(rank, text.text, text.title, file, path, text.place, score, scores, read))
     if request.reranker is None:
         return hits
-    passages = [texts[chunk].embedded_text for chunk in best]
-    return _reranked(request.reranker, request.query, passages, hits, request.top_n)
+    return _reranked(request.reranker, request.query, hits, request.top_n)
 
 
 def _candidates(
@@ -123,9 +123,9 @@ def _similarities(
     return vectors.scores | dict(zip(others, found.tolist(), strict=True))
 
 
-def _reranked(reranker: Reranker, query: str, passages: list[str], hits: list[Hit], count: int) -> list[Hit]:
+def _reranked(reranker: Reranker, query: str, hits: list[Hit], count: int) -> list[Hit]:
     """The hits in the reranker's order, ties in the order of before."""
-    ranked = reranker.rank(query, passages, top_n=count)
+    ranked = reranker.rank(query, [hit.embedded_text for hit in hits], top_n=count)
     found = []
     for rank, one in enumerate(ranked, 1):
         hit = hits[one.index]

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...runtime.bundle.manifest import Kind
-from .api import embeddings, rerank
+from .api import embeddings, rerank, search
 from .api.chat_completions import ChatCompletion, read_chat
 from .api.completions import Completion, read_completion
 from .api.models_list import model_entry, models_list, tei_info
@@ -25,6 +25,7 @@ from .api.sse import EventStream, disconnected, json_bytes
 from .api.tokenize import read_tokenize, tokenize_answer
 from .errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error, printable
 from .operation.metrics import CONTENT_TYPE, Metrics
+from .served_indexes import ServedIndexes
 from .served_models import ServedModel, ServedModels
 from .settings import ServerSettings
 
@@ -33,7 +34,8 @@ _LONG_BODY = 1 << 16
 _PARSER = ThreadPoolExecutor(1, "ortkit-json")
 """Parses long bodies one after another: as Python's objects a body may take ten times as much memory."""
 
-Handler = Callable[[Fields], Awaitable[Response]]
+Handler = Callable[..., Awaitable[Response]]
+"""Takes the fields of the body, and the parameters of the path by their names."""
 
 
 class JsonResponse(Response):
@@ -45,9 +47,12 @@ class JsonResponse(Response):
         return json_bytes(content)
 
 
-def create_app(models: ServedModels, settings: ServerSettings, metrics: Metrics) -> Starlette:
-    """The application for these models; closing them is the caller's."""
-    app = Starlette(routes=Endpoints(models, settings, metrics).routes(), exception_handlers=_HANDLERS)
+def create_app(
+    models: ServedModels, settings: ServerSettings, metrics: Metrics, indexes: ServedIndexes | None = None
+) -> Starlette:
+    """The application for these models and indexes; closing them is the caller's."""
+    indexes = indexes if indexes is not None else ServedIndexes(models, settings, metrics)
+    app = Starlette(routes=Endpoints(models, settings, metrics, indexes).routes(), exception_handlers=_HANDLERS)
     # Clients repeat no POST at the place where they are sent.
     app.router.redirect_slashes = False
     return app
@@ -56,10 +61,14 @@ def create_app(models: ServedModels, settings: ServerSettings, metrics: Metrics)
 class Endpoints:
     """The functions that answer requests."""
 
-    def __init__(self, models: ServedModels, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, models: ServedModels, settings: ServerSettings, metrics: Metrics, indexes: ServedIndexes
+    ) -> None:
         self._models = models
         self._settings = settings
         self._metrics = metrics
+        self._indexes = indexes
+        self._searcher = search.Searcher(indexes, models, metrics)
         self._document: tuple[int, bytes] | None = None
         """The OpenAPI document, and how many models had been replaced before it was made."""
 
@@ -76,6 +85,10 @@ class Endpoints:
             _post("/rerank", self._any_rerank),
             _post("/embed", self._tei_embed, Api.TEI),
             _post("/tokenize", self._tokenize),
+            _post("/v1/search", self._search),
+            Route("/v1/vector_stores", self._indexes_list),
+            Route("/v1/vector_stores/{index}", self._index),
+            _post("/v1/vector_stores/{index}/search", self._search),
             Route("/info", self._info),
             Route("/health", self._health),
             Route("/ready", self._ready),
@@ -96,7 +109,7 @@ class Endpoints:
         request = read_chat(fields, self._settings)
         with ExitStack() as stack:
             served = stack.enter_context(self._models.using(request.generation.model, Kind.DECODER))
-            answer = ChatCompletion(request, served, self._metrics, self._settings)
+            answer = ChatCompletion(request, served, self._metrics, self._settings, self._searcher)
             return await _answered(answer, stack, stream=request.generation.stream)
 
     async def _completion(self, fields: Fields) -> Response:
@@ -131,6 +144,21 @@ class Endpoints:
         except Exception as error:  # noqa: BLE001 - it becomes the answer, in the shape of this API
             return _failed(error, Api.TEI)
 
+    async def _search(self, fields: Fields, index: str | None = None) -> Response:
+        request = search.read_search(fields, index)
+        with self._indexes.using(request.index, "index") as served:
+            hits = await self._searcher.find(request.options, request.query, "query", served)
+            return JsonResponse(search.search_answer(request, served.name, hits))
+
+    async def _indexes_list(self, _request: Request) -> Response:
+        return JsonResponse(search.indexes_list(self._indexes))
+
+    async def _index(self, request: Request) -> Response:
+        try:
+            return JsonResponse(search.index_entry(self._indexes.get(request.path_params["index"], "index")))
+        except Exception as error:  # noqa: BLE001 - it becomes the answer
+            return _failed(error, Api.OPENAI)
+
     async def _tokenize(self, fields: Fields) -> Response:
         request = read_tokenize(fields)
         served = self._only_model() if request.model is None else self._models.find(request.model)
@@ -154,7 +182,8 @@ class Endpoints:
     async def _ready(self, _request: Request) -> Response:
         if self._models.draining:
             return JsonResponse({"status": "draining"}, 503)
-        return JsonResponse({"status": "ready", "models": list(self._models.names)})
+        indexes = {"indexes": list(self._indexes.names)} if self._indexes.names else {}
+        return JsonResponse({"status": "ready", "models": list(self._models.names), **indexes})
 
     async def _metrics_page(self, _request: Request) -> Response:
         return Response(await asyncio.to_thread(self._metrics.render), headers={"content-type": CONTENT_TYPE})
@@ -162,7 +191,7 @@ class Endpoints:
     async def _openapi(self, _request: Request) -> Response:
         replaced = self._models.replaced
         if self._document is None or self._document[0] != replaced:
-            self._document = replaced, json_bytes(openapi_document(self._models, self._settings))
+            self._document = replaced, json_bytes(openapi_document(self._models, self._settings, self._indexes.names))
         return Response(self._document[1], media_type=JsonResponse.media_type)
 
 
@@ -172,7 +201,7 @@ def _post(path: str, handler: Handler, api: Api = Api.OPENAI) -> Route:
     async def respond(request: Request) -> Response:
         try:
             fields = await _fields_of(request)
-            return await _until_disconnected(handler(fields), request)
+            return await _until_disconnected(handler(fields, **request.path_params), request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
         except Exception as error:  # noqa: BLE001 - it becomes the answer

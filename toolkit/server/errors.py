@@ -82,6 +82,13 @@ class UnknownModelError(RequestError):
     code = "model_not_found"
 
 
+class UnknownIndexError(RequestError):
+    """No search index is served under this name."""
+
+    status = 404
+    code = "vector_store_not_found"
+
+
 class WrongModelError(RequestError):
     """The model is of another kind than the endpoint is for."""
 

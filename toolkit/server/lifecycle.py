@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +34,7 @@ from .page import PageFiles
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
+    from .served_indexes import ServedIndexes
     from .served_models import ServedModels
 
 _TICK = 1.0
@@ -58,6 +59,8 @@ class Plan:
     """Name of a model -> the path of its bundle."""
     again: Callable[[], Mapping[str, str]]
     """Look up the paths again, at SIGHUP."""
+    indexes: Mapping[str, str] = field(default_factory=dict)
+    """Name of a search index -> its path."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class Opened:
     """Of the bundles as they were opened: `Bundle.digest` reads the manifest that is there now."""
     models: ServedModels
     metrics: Metrics
+    indexes: ServedIndexes
 
     def close(self) -> None:
         self.listener.close()
+        self.indexes.close()
         self.models.close()
 
     def __enter__(self) -> Self:
@@ -94,11 +99,11 @@ def open_server(
 
     `held` gives a context in which no signal raises.
     """
-    from .served_models import ServedModels
+    from .served_indexes import bundles_of_indexes
 
     notifier = notifier if notifier is not None else Notifier({})
     settings = plan.settings
-    if not plan.bundles:
+    if not plan.bundles and not plan.indexes:
         raise InputError("there is no bundle to serve", hint="name at least one: `ortkit serve BUNDLE`")
     keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
     limit = max_memory_of(settings.max_memory)
@@ -106,24 +111,47 @@ def open_server(
     try:
         with held():
             listener = open_listener(settings, inherited_sockets())
-        bundles = {}
-        for name, path in plan.bundles.items():
-            notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
-            bundles[name] = open_bundle(path, settings)
-        digests = {name: bundle.digest for name, bundle in bundles.items()}
+        bundles: dict[str, Bundle] = {}
+        digests: dict[str, str] = {}
+
+        def verify(paths: Mapping[str, str | Path]) -> None:
+            for name, path in paths.items():
+                notifier.status(f"verifying {name}", seconds=_LOAD_SECONDS)
+                bundles[name] = open_bundle(path, settings)
+                digests[name] = bundles[name].digest
+
+        verify(plan.bundles)
+        if plan.indexes:
+            verify(bundles_of_indexes(plan.indexes, digests))
         metrics = Metrics()
         notifier.status(f"opening {len(bundles)} models", seconds=_LOAD_SECONDS * len(bundles))
-        models = ServedModels.open(bundles, listener.settings, metrics)
-        try:
-            check_memory(limit)
-        except BaseException:
-            models.close()
-            raise
+        models, indexes = _open_all(bundles, plan.indexes, listener.settings, metrics, limit)
     except BaseException:
         if listener is not None:
             listener.close()
         raise
-    return Opened(listener.settings, listener, keys, bundles, digests, models, metrics)
+    return Opened(listener.settings, listener, keys, bundles, digests, models, metrics, indexes)
+
+
+def _open_all(
+    bundles: Mapping[str, Bundle],
+    paths: Mapping[str, str],
+    settings: ServerSettings,
+    metrics: Metrics,
+    limit: int | None,
+) -> tuple[ServedModels, ServedIndexes]:
+    """Open models and indexes; closes those that are open where one cannot be."""
+    from .served_indexes import ServedIndexes
+    from .served_models import ServedModels
+
+    with contextlib.ExitStack() as stack:
+        models = ServedModels.open(bundles, settings, metrics)
+        stack.callback(models.close)
+        indexes = ServedIndexes.open(paths, models, settings, metrics)
+        stack.callback(indexes.close)
+        check_memory(limit)
+        stack.pop_all()
+    return models, indexes
 
 
 def open_bundle(path: str | Path, settings: ServerSettings) -> Bundle:
@@ -161,7 +189,8 @@ def create_server_app(
             return "/"
         return next((name for name, pattern in patterns if pattern.match(path)), OTHER)
 
-    inner: ASGIApp = Bounds(app, settings, models=len(opened.models.names), is_stopping=is_stopping)
+    count = len(opened.models.names) + len(opened.indexes.names)
+    inner: ASGIApp = Bounds(app, settings, models=count, is_stopping=is_stopping)
     if settings.page:
         inner = PageFiles(inner)
     return RequestLog(
@@ -259,16 +288,17 @@ class _Service:
         self._settings = opened.settings
         table = ConnectionTable(with_enough_files(opened.settings))
         opened.metrics.watch_connections(table.count)
-        app = create_app(opened.models, opened.settings, opened.metrics)
+        app = create_app(opened.models, opened.settings, opened.metrics, opened.indexes)
         outer = create_server_app(opened, app, log, is_stopping=lambda: self._server.should_exit)
         config = uvicorn_config(
             outer, table.settings, table, timeout_graceful_shutdown=self._settings.drain_seconds or 0.001
         )
         self._server = _Server(config)
-        self._liveness = Liveness(lambda: progress_of(opened.models, opened.metrics))
+        self._liveness = Liveness(lambda: progress_of(opened.models, opened.metrics, opened.indexes))
         self._stalled: list[str] = []
         self._interrupted = False
         self._reload: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -286,7 +316,7 @@ class _Service:
                 ticking = asyncio.create_task(self._tick())
             await serving
         finally:
-            for task in (ticking, self._reload):
+            for task in (ticking, self._reload, self._following):
                 if task is not None:
                     task.cancel()
         self._log.event("stopped", requests=self._server.server_state.total_requests)
@@ -298,7 +328,10 @@ class _Service:
         addresses = self._opened.listener.addresses
         keys = len(self._opened.keys) if self._opened.keys is not None else None
         models = sorted(self._opened.bundles)
-        self._log.event("started", addresses=addresses, models=models, keys=keys, memory=resident_memory())
+        indexes = sorted(self._opened.indexes.names) or None
+        self._log.event(
+            "started", addresses=addresses, models=models, indexes=indexes, keys=keys, memory=resident_memory()
+        )
         self._notifier.ready(self._status())
         self._started(self._opened)
 
@@ -334,7 +367,7 @@ class _Service:
         for name in self._opened.bundles:
             if name in again:
                 await self._reload_bundle(name, again[name])
-            elif again:
+            elif again and name in self._plan.bundles:
                 self._log.event("bundle kept", level="warning", model=name, reason="it is not named any more; restart")
         for name in again.keys() - self._opened.bundles.keys():
             self._log.event("bundle left out", level="warning", model=name, reason="it is new; restart to serve it")
@@ -372,12 +405,29 @@ class _Service:
         message = error.message if isinstance(error, OrtkitError) else type(error).__name__
         self._log.event(f"{what} not replaced", level="error", message=message, **fields)
 
+    async def _follow(self) -> None:
+        """Serve the newest generation of each index; in a task, as the disk that it is on may be slow."""
+        for change in await asyncio.to_thread(self._opened.indexes.follow):
+            if change.facts is None:
+                self._failed("index", change.error or OSError(), index=change.name)
+                continue
+            self._opened.metrics.reloaded("index", worked=True)
+            self._log.event(
+                "index replaced",
+                index=change.name,
+                generation=change.facts.generation,
+                files=change.facts.files,
+                chunks=change.facts.chunks,
+            )
+
     async def _tick(self) -> None:
         seconds = self._notifier.watchdog_seconds
         pause = _TICK if seconds is None else min(_TICK, seconds / 3)
         while True:
             if self._opened.keys is not None and self._opened.keys.has_changed():
                 self._reload_keys()
+            if self._following is None or self._following.done():
+                self._following = asyncio.create_task(self._follow())
             stalled = self._liveness.stalled()
             if stalled and not self._stalled:
                 self._log.event("stalled", level="error", models=stalled)
@@ -388,9 +438,9 @@ class _Service:
             await asyncio.sleep(pause)
 
 
-def progress_of(models: ServedModels, metrics: Metrics) -> dict[str, Progress]:
-    """What the engines of the models have done."""
-    found = {}
+def progress_of(models: ServedModels, metrics: Metrics, indexes: ServedIndexes) -> dict[str, Progress]:
+    """What the engines of the models have done, and the threads that search, under a name that no model can have."""
+    found = {"search in indexes": Progress(indexes.pool.running > 0, indexes.pool.finished)}
     for served in models.all():
         if served.batch is not None:
             stats = served.batch.stats

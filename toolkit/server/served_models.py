@@ -50,6 +50,8 @@ class ServedModel:
     """Number of requests that use it."""
     retired: bool = False
     """Whether another one has replaced it; it closes when the last request ends."""
+    digest: str = ""
+    """Of the bundle as it was opened: `Bundle.digest` reads the manifest that is there now."""
 
     @property
     def kind(self) -> Kind:
@@ -169,12 +171,24 @@ class ServedModels:
         try:
             yield served
         finally:
-            with self._lock:
-                served.users -= 1
-                unused = served.retired and served.users == 0
-            if unused:
-                # Waits for threads, and a request must not.
-                threading.Thread(target=served.close, name="ortkit-close", daemon=True).start()
+            self.release(served)
+
+    def hold_embedder(self, digest: str) -> ServedModel | None:
+        """The embedder of the bundle with this digest, which stays open until `release`; None where none is served."""
+        with self._lock:
+            found = next((served for served in self.of_kind(Kind.EMBEDDER) if served.digest == digest), None)
+            if found is not None:
+                found.users += 1
+        return found
+
+    def release(self, served: ServedModel) -> None:
+        """Use a model no more; one that was replaced closes after its last user."""
+        with self._lock:
+            served.users -= 1
+            unused = served.retired and served.users == 0
+        if unused:
+            # Waits for threads, and a request must not.
+            threading.Thread(target=served.close, name="ortkit-close", daemon=True).start()
 
     def replace(self, name: str, path: BundleFolder | str | os.PathLike[str]) -> None:
         """Open another bundle under a name: requests from now on get it, and the old one closes after its last request.
@@ -234,7 +248,7 @@ def open_model(
     from ...runtime.decoder.prompt_cache import identity_of
 
     bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
-    fingerprint = f"fp_{identity_of(bundle)[:16]}"
+    fingerprint, digest = f"fp_{identity_of(bundle)[:16]}", bundle.digest
     kind = bundle.manifest.kind
     if kind is Kind.DECODER:
         from ...runtime.decoder.batch import Batch
@@ -244,7 +258,7 @@ def open_model(
             bundle, threads=settings.threads, context=_context(bundle, settings), max_memory=settings.max_memory
         )
         batch = Batch(decoder, slots=settings.slots, prefix_bytes=settings.prefix_memory, waiting=settings.max_waiting)
-        return ServedModel(name, decoder, fingerprint, batch=batch)
+        return ServedModel(name, decoder, fingerprint, batch=batch, digest=digest)
     encoder: Embedder | Reranker
     if kind is Kind.EMBEDDER:
         from ...runtime.encoder.embedder import Embedder
@@ -254,7 +268,7 @@ def open_model(
         from ...runtime.encoder.reranker import Reranker
 
         encoder = Reranker(bundle, workers=settings.threads, max_memory=settings.max_memory)
-    return ServedModel(name, encoder, fingerprint, queue=queue_of(name, encoder, settings, metrics))
+    return ServedModel(name, encoder, fingerprint, queue=queue_of(name, encoder, settings, metrics), digest=digest)
 
 
 def queue_of(name: str, encoder: Encoder, settings: ServerSettings, metrics: Metrics | None) -> EncoderQueue:

@@ -7,6 +7,8 @@
     max_memory = "2G"
     [bundles]                         # or a list of paths and names
     small = "SmolLM2-135M-Instruct-int4"
+    [indexes]                         # as `bundles`; the option is `--index`
+    manuals = "/srv/manuals.index"
 
 An option is `--max-memory`, its setting `max_memory`. Options of the command line take precedence over the file.
 """
@@ -25,7 +27,8 @@ from ...runtime.trust.ownership import check_ownership
 from ..console.help import close_names
 
 BUNDLES = "bundles"
-"""The table or list of a file that is not a field of ServerSettings: what is served."""
+INDEXES = "indexes"
+"""The tables or lists of a file that are not fields of ServerSettings: what is served."""
 DEFAULT_PORT = 8080
 _LARGEST_FILE = 1 << 20
 _MEBIBYTE = 1 << 20
@@ -128,6 +131,8 @@ class SettingsFile:
     """Fields of ServerSettings that the file has."""
     bundles: tuple[tuple[str | None, str], ...] = ()
     """The bundles to serve: the name, None for the bundle's own, and its path or name."""
+    indexes: tuple[tuple[str | None, str], ...] = ()
+    """The search indexes to serve: the name, None for the folder's own, and its path."""
 
 
 def is_loopback(host: str) -> bool:
@@ -159,26 +164,31 @@ def read_settings(path: Path) -> SettingsFile:
     except (ValueError, RecursionError) as error:
         raise InputError(f"the configuration `{path}` is not valid TOML: {error}") from error
     where = f"the configuration `{path}`"
-    bundles = _bundles_of(found.pop(BUNDLES, []), where)
+    bundles = _named(found.pop(BUNDLES, []), where, BUNDLES, "bundle")
     folder = path.absolute().parent
-    return SettingsFile({name: _checked(name, value, where, folder) for name, value in found.items()}, bundles)
+    indexes = tuple(
+        (name, str(folder / index)) for name, index in _named(found.pop(INDEXES, []), where, INDEXES, "index")
+    )
+    settings = {name: _checked(name, value, where, folder) for name, value in found.items()}
+    return SettingsFile(settings, bundles, indexes)
 
 
-def _bundles_of(value: object, where: str) -> tuple[tuple[str | None, str], ...]:
+def _named(value: object, where: str, setting: str, one: str) -> tuple[tuple[str | None, str], ...]:
+    """A list of paths, or a table of names and paths."""
     if isinstance(value, dict) and all(isinstance(path, str) and path for path in value.values()):
         return tuple(value.items())
     if isinstance(value, list) and all(isinstance(path, str) and path for path in value):
         return tuple((None, path) for path in value)
-    raise InputError(f"{where} is not valid: `{BUNDLES}` must be a list of bundles, or a table of name = bundle")
+    raise InputError(f"{where} is not valid: `{setting}` must be a list of {setting}, or a table of name = {one}")
 
 
 def _checked(name: str, value: object, where: str, folder: Path) -> object:
     """The value of a setting as its field has it; raises InputError for an unknown one and for another type."""
     if name not in _TYPES:
-        close = close_names(name, [*_TYPES, BUNDLES])
+        close = close_names(name, [*_TYPES, BUNDLES, INDEXES])
         hint = f"did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else None
         raise InputError(
-            f"{where} has the unknown setting `{name}`", hint=hint or f"known: {', '.join((*_TYPES, BUNDLES))}"
+            f"{where} has the unknown setting `{name}`", hint=hint or f"known: {', '.join((*_TYPES, BUNDLES, INDEXES))}"
         )
     noun, convert = _TYPES[name]
     converted = convert(value, folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import pytest
 import uvicorn
 
 from ortkit import Bundle
+from ortkit.toolkit.search.index import Index
 from ortkit.toolkit.server.app import create_app
 from ortkit.toolkit.server.operation.metrics import Metrics
+from ortkit.toolkit.server.served_indexes import ServedIndexes
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
@@ -46,9 +49,16 @@ class LocalServer:
 
 
 @contextmanager
-def running(models: ServedModels, settings: ServerSettings, metrics: Metrics) -> Iterator[LocalServer]:
+def running(
+    models: ServedModels, settings: ServerSettings, metrics: Metrics, indexes: ServedIndexes | None = None
+) -> Iterator[LocalServer]:
     config = uvicorn.Config(
-        create_app(models, settings, metrics), host="127.0.0.1", port=0, log_level="warning", lifespan="off", ws="none"
+        create_app(models, settings, metrics, indexes),
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        lifespan="off",
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -83,13 +93,48 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+MANUALS = {
+    "pumps.md": """# Pumps
+
+The pump does not start where the fuse is broken.
+
+## Starting by hand
+
+Turn the crank and open the valve, then the quick brown fox jumps.
+""",
+    "dogs/lazy.txt": "The lazy dog sleeps in the sun.\n\nThe quick brown fox jumps over the lazy dog.\n",
+    "dogs/[odd] * name?.txt": "A fox with an odd name.\n",
+    os.fsdecode(b"caf\xe9.txt"): "Coffee for the fox, whose file has a name that is not UTF-8.\n",
+}
+"""Name -> text of the files of the index."""
+
+
+def write_folder(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def server(bundles: dict[str, Path]) -> Iterator[LocalServer]:
-    """A server with a tiny bundle of each kind."""
+def manuals(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of a few files."""
+    folder = tmp_path_factory.mktemp("manuals")
+    path = folder / "manuals.index"
+    with Index.build(path, write_folder(folder / "manuals", MANUALS), bundles["tiny-embedder"]):
+        return path
+
+
+@pytest.fixture(scope="session")
+def server(bundles: dict[str, Path], manuals: Path) -> Iterator[LocalServer]:
+    """A server with a tiny bundle of each kind, and an index."""
     settings, metrics = ServerSettings(slots=4, threads=1, max_inputs=100), Metrics()
     models = ServedModels.open(bundles, settings, metrics)
-    with running(models, settings, metrics) as found:
+    indexes = ServedIndexes.open({"manuals": manuals}, models, settings, metrics)
+    with running(models, settings, metrics, indexes) as found:
         yield found
+    indexes.close()
     models.close()
 
 

@@ -124,6 +124,42 @@ at("rerank-form").listeners.submit({ preventDefault() {} });
 await until(() => at("rerank-state").textContent);
 seen.reranked = at("reranked").children.map((row) => row.textContent);
 
+seen.indexes = [at("search-index").value, at("chat-index").value, at("documents-row").hidden];
+seen.rerankers = at("search-reranker").children.map((option) => option.value);
+const marks = (element) => [
+  ...(element.tag === "mark" ? [element.textContent] : []),
+  ...element.children.filter((child) => child instanceof Element).flatMap(marks),
+];
+const passages = (list) => list.children.map((row) => {
+  const [summary, whole] = row.children[0].children;
+  return { place: summary.children[0].textContent, snippet: summary.children[1].textContent, text: whole.textContent, marks: marks(whole) };
+});
+at("search-query").value = "quick Foxes <b>";
+at("search-paths").value = "*.md, dogs/**";
+at("search-form").listeners.submit({ preventDefault() {} });
+await until(() => at("found").children.length);
+seen.found = passages(at("found"));
+seen.found_state = at("search-state").textContent;
+at("search-paths").value = "*.pdf";
+at("search-form").listeners.submit({ preventDefault() {} });
+await until(() => !at("found").children.length);
+seen.nothing_found = at("search-state").textContent;
+at("search-paths").value = "../x";
+at("search-form").listeners.submit({ preventDefault() {} });
+await until(() => at("search-state").textContent !== seen.nothing_found && at("search-state").textContent !== "Searching.");
+seen.refused = at("search-state").textContent;
+
+at("prompt").value = "the quick fox";
+at("max-tokens").value = "6";
+at("temperature").value = "0";
+at("use-documents").checked = true;
+at("chat-form").listeners.submit({ preventDefault() {} });
+await until(() => at("chat-state").textContent.includes("written"));
+seen.grounded = at("messages").children[1].children[1].textContent;
+seen.sources = passages(at("messages").children[1].children[2]);
+at("use-documents").checked = false;
+at("clear").listeners.click();
+
 at("prompt").value = "the quick";
 at("max-tokens").value = "6";
 at("temperature").value = "0";
@@ -143,7 +179,8 @@ seen.is_free = [at("send").disabled, at("stop").disabled, at("messages").getAttr
 
 at("tab-chat").listeners.keydown({ key: "End", preventDefault() {} });
 await until(() => at("figures").children.length);
-seen.shown = ["chat", "similar", "rerank", "status"].filter((panel) => !at(panel).hidden);
+seen.listed = at("indexes").children.map((row) => row.textContent);
+seen.shown = ["chat", "search", "similar", "rerank", "status"].filter((panel) => !at(panel).hidden);
 seen.state = at("status-state").textContent;
 seen.figures = at("figures").children.map((child) => child.textContent);
 console.log(JSON.stringify(seen));

@@ -22,6 +22,7 @@ import pytest
 
 from ortkit import Bundle, Embedder
 from ortkit.runtime.bundle.bundle import GRAPH
+from ortkit.toolkit.search.index import Index
 from tests.decoders import write_decoder
 from tests.served import ServedProcess, ask, read_all, serving, wait_until
 from tests.tiny_bundles import write_embedder
@@ -309,6 +310,48 @@ def test_keys_are_read_again_when_they_change(tmp_path: Path, searcher: Path) ->
 
         assert server.ask("/v1/models", headers={"Authorization": f"Bearer {OTHER_KEY}"}).status == 200
         assert server.ask("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status == 401
+
+
+def test_an_index_is_followed(tmp_path: Path, searcher: Path) -> None:
+    """Its bundle is served too; a newer generation is used without a signal, and a broken one is not."""
+    folder, path = tmp_path / "texts", tmp_path / "manuals.index"
+    folder.mkdir()
+    (folder / "a.txt").write_text("The secret of the quick brown fox.")
+    Index.build(path, folder, searcher).close()
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    with serving(tmp_path, "--index", path, "--api-keys", keys) as server:
+        assert server.shown[0].startswith(f"model    {searcher.name}: embedder, ")
+        assert server.shown[1].startswith("index    manuals: 1 files, 1 chunks, built ")
+        assert server.shown[1].endswith(f" UTC with {searcher.name}, {path}")
+        assert server.ask("/v1/search", {"query": "fox"}).status == 401
+        assert server.ask("/v1/vector_stores").status == 401
+        answer = server.ask("/v1/search", {"query": "fox"}, headers=BEARER)
+        assert [one["filename"] for one in answer.json()["data"]] == ["a.txt"]
+
+        (folder / "b.txt").write_text("A lazy dog.")
+        Index.build(path, folder, searcher).close()
+        [event] = server.wait_for("index replaced")
+        assert (event["index"], event["generation"], event["files"], event["chunks"]) == ("manuals", 2, 2, 2)
+        answer = server.ask("/v1/vector_stores/manuals/search", {"query": "fox"}, headers=BEARER)
+        assert {one["filename"] for one in answer.json()["data"]} == {"a.txt", "b.txt"}
+
+        (path / "index.json").write_text("{}")
+        [event] = server.wait_for("index not replaced")
+        assert event["message"].startswith(f"`{path}/index.json` is not valid")
+        assert server.ask("/v1/search", {"query": "fox"}, headers=BEARER).status == 200
+        server.signal(signal.SIGHUP)
+        server.wait_for("keys read")
+        wait_until(lambda: len(server.events("request")) == 5)
+        line = server.events("request")[2]
+        server.signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert (line["endpoint"], line["index"], line["results"]) == ("/v1/search", "manuals", 1)
+    assert (line["model"], line["key"]) == (searcher.name, "key-1")
+    assert line["prompt_tokens"] > 0
+    assert "quick" not in server.log_text()
+    assert server.events("bundle kept") == []
 
 
 def test_socket_activation_and_notifications(tmp_path: Path, searcher: Path) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 
 from ortkit import Decoder, Embedder, Reranker
+from ortkit.toolkit.search.answers import Answerer
+from ortkit.toolkit.search.index import Index
 from ortkit.toolkit.server.page import FILES, POLICY, PageFiles
 from tests.decoders import write_decoder
 from tests.served import serving
 from tests.tiny_bundles import write_embedder, write_reranker
+from tests.toolkit.server.conftest import write_folder
 
 KEY = "k" * 24
 FOLDER = resources.files("ortkit.toolkit.server.page")
@@ -106,8 +109,8 @@ def test_every_field_has_a_label_and_every_name_is_there() -> None:
     assert dict(ELEMENTS)["html"]["lang"] == "en"
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in ELEMENTS
     tabs = [attributes for _, attributes in ELEMENTS if attributes.get("role") == "tab"]
-    assert [tab["aria-selected"] for tab in tabs] == ["true", "false", "false", "false"]
-    assert sum(attributes.get("role") == "status" for _, attributes in ELEMENTS) == 4
+    assert [tab["aria-selected"] for tab in tabs] == ["true", "false", "false", "false", "false"]
+    assert sum(attributes.get("role") == "status" for _, attributes in ELEMENTS) == 5
 
 
 def test_it_has_dark_colors_and_no_width_that_a_phone_lacks() -> None:
@@ -117,7 +120,13 @@ def test_it_has_dark_colors_and_no_width_that_a_phone_lacks() -> None:
     assert {float(width) for width in re.findall(r"(?<!max-)(?<!min-)width: ([\d.]+)rem", css)} <= {8.0}
     for block in re.findall(r":root \{([^}]*)\}", css):
         colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-        for text, back in (("text", "back"), ("text", "soft"), ("on-mark", "mark"), ("bad", "back")):
+        for text, back in (
+            ("text", "back"),
+            ("text", "soft"),
+            ("on-mark", "mark"),
+            ("on-found", "found"),
+            ("bad", "back"),
+        ):
             assert contrast(colors[text], colors[back]) >= 4.5, (text, back)
         assert contrast(colors["line"], colors["back"]) >= 3
 
@@ -155,7 +164,14 @@ def test_the_script_against_a_server(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(KEY)
     keys.chmod(0o600)
-    with serving(tmp_path, *bundles, "--api-keys", keys, "--threads", 1) as server:
+    files = {
+        "fox.md": "# Animals\n\n## Foxes\n\nThe quick fox <b onclick=x>jumps</b> over two foxes.\n",
+        "dogs/dog.txt": "The lazy dog.\n",
+        "other.txt": "A quick fox in another file.\n",
+    }
+    index = tmp_path / "manuals.index"
+    Index.build(index, write_folder(tmp_path / "texts", files), bundles[0]).close()
+    with serving(tmp_path, *bundles, "--index", index, "--api-keys", keys, "--threads", 1) as server:
         driver = Path(__file__).with_name("page_driver.mjs")
         command = ["node", driver, str(FOLDER), server.url, KEY]
         finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
@@ -178,6 +194,7 @@ def test_the_script_against_a_server(tmp_path: Path) -> None:
     with Decoder(bundles[2]) as decoder:
         answer = decoder.chat([{"role": "user", "content": "the quick"}], max_tokens=6, temperature=0)
     assert seen["answer"] == answer.text
+    check_search(seen, index, bundles[2])
     assert seen["answered"].startswith(f"{answer.usage.prompt_tokens} tokens read, 6 written, ")
     assert seen["is_busy"] == [True, False, "true"]
     assert seen["is_free"] == [False, True, None]
@@ -192,3 +209,32 @@ def test_the_script_against_a_server(tmp_path: Path) -> None:
         "Prefix cache",
         "Memory",
     ]
+
+
+def check_search(seen: dict[str, Any], path: Path, decoder: Path) -> None:
+    """Results, their marked words and the sources of an answer; HTML in a file is shown as text."""
+    assert seen["indexes"] == ["manuals", "manuals", False]
+    assert seen["rerankers"] == ["", "ranker"]
+    with Index.open(path) as index, Decoder(decoder) as llm:
+        hits = index.search("quick Foxes <b>", paths=["*.md", "dogs/**"])
+        grounding = Answerer(index, llm, answer_tokens=6).prepare("the quick fox")
+        answer = llm.chat(grounding.messages, max_tokens=6, temperature=0)
+        chunks = index.facts.chunks
+    assert [one["text"] for one in seen["found"]] == [hit.text for hit in hits]
+    assert {hit.file for hit in hits} == {"fox.md", "dogs/dog.txt"}
+    [fox] = [one for one in seen["found"] if one["place"].startswith("fox.md")]
+    [hit] = [one for one in hits if one.file == "fox.md"]
+    first, last = hit.place.lines or (0, 0)
+    lines = f"{first}-{last}" if last > first else f"{first}"
+    assert fox["place"].startswith(f"fox.md:{lines} (")
+    assert "<b onclick=x>jumps</b>" in fox["snippet"]
+    assert fox["marks"] == ["quick", "foxes"]
+    assert re.fullmatch(r"2 passages in \d+ ms\.", seen["found_state"])
+    assert seen["nothing_found"] == "Nothing was found."
+    assert seen["refused"].startswith("`paths[0]` is not a pattern of files (such as `*.md`, ")
+    assert seen["grounded"] == answer.text
+    assert [one["place"].partition(":")[0] for one in seen["sources"]] == [
+        f"[{source.number}] {source.hit.file}" for source in grounding.sources
+    ]
+    assert [one["text"] for one in seen["sources"]] == [source.hit.text for source in grounding.sources]
+    assert seen["listed"] == [f"manuals: 3 files, {chunks} passages"]

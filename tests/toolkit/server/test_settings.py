@@ -32,6 +32,8 @@ def test_all_kinds_of_settings(tmp_path: Path) -> None:
         request_seconds = 30
         [bundles]
         small = "SmolLM2-135M-Instruct-int4"
+        [indexes]
+        manuals = "manuals.index"
         """,
     )
 
@@ -49,8 +51,10 @@ def test_all_kinds_of_settings(tmp_path: Path) -> None:
         "request_seconds": 30.0,
     }
     assert found.bundles == (("small", "SmolLM2-135M-Instruct-int4"),)
+    assert found.indexes == (("manuals", str(tmp_path / "manuals.index")),)
     assert ServerSettings(**found.settings).max_memory == 2 << 30
     assert read_settings(written(tmp_path, 'bundles = ["a", "b/c"]')) == SettingsFile({}, ((None, "a"), (None, "b/c")))
+    assert read_settings(written(tmp_path, 'indexes = ["/a"]')).indexes == ((None, "/a"),)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,8 @@ def test_all_kinds_of_settings(tmp_path: Path) -> None:
         ('allowed_hosts = "a"', "is not valid: `allowed_hosts` must be a list of strings, not `a`", None),
         ("allowed_hosts = [1]", "is not valid: `allowed_hosts` must be a list of strings, not list", None),
         ("bundles = [1]", "is not valid: `bundles` must be a list of bundles, or a table of name = bundle", None),
+        ("indexes = 1", "is not valid: `indexes` must be a list of indexes, or a table of name = index", None),
+        ('indxes = ["a"]', "has the unknown setting `indxes`", "did you mean `indexes`"),
         ("host = ", "is not valid TOML", None),
         (b"\xff", "is not valid TOML", None),
         (b"#" * ((1 << 20) + 1), "has more than 1048576 bytes", None),

@@ -37,6 +37,10 @@ class ChatDeltas:
             message["tool_calls"] = [call.as_message() for call in self._parser.calls]
         return message
 
+    def last(self) -> dict[str, Any]:
+        """What the delta with the finish reason has."""
+        return {}
+
     def finish_reason(self, token: Token) -> str:
         """OpenAI's finish reason after the last token."""
         if self._parser is not None and self._parser.calls and token.finish_reason is FinishReason.STOP:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ....runtime.text.messages import ASSISTANT, SYSTEM, USER
 from ..errors import RequestError, UnsupportedFieldError
+from .file_search import FILE_SEARCH, FileSearch, read_file_search
 from .request_fields import Fields, text_of
 
 TOOL = "tool"
@@ -85,31 +87,46 @@ def _call_of(call: Fields) -> dict[str, Any]:
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def read_tools(fields: Fields) -> list[dict[str, Any]]:
-    """The tools that the model may call, as they were sent; empty without any."""
-    tools = []
-    names = set()
+def read_tools(fields: Fields) -> tuple[list[dict[str, Any]], FileSearch | None]:
+    """The functions that the model may call, as they were sent, and the search that its answer is made from."""
+    functions: list[dict[str, Any]] = []
+    found: FileSearch | None = None
     for tool in fields.objects("tools", most=MOST_TOOLS) or []:
-        tool.required_choice("type", ("function",))
-        function = tool.required_fields("function")
-        name = _function_name(function)
-        if name in names:
-            raise RequestError(f"two tools have the name `{name}`", param=function.path("name"))
-        names.add(name)
-        read: dict[str, Any] = {"name": name}
-        description = function.text("description")
-        if description is not None:
-            read["description"] = description
-        parameters = function.fields("parameters")
-        if parameters is not None:
-            parameters.choice("type", ("object",))
-            read["parameters"] = function.value("parameters")
-        if function.flag("strict"):
-            read["strict"] = True
-        function.finish()
+        kind = tool.required_choice("type", ("function", FILE_SEARCH))
+        if kind == FILE_SEARCH and found is not None:
+            raise RequestError(f"`tools` has more than one `{FILE_SEARCH}`", param=tool.path("type"))
+        if kind == FILE_SEARCH:
+            found = read_file_search(tool)
+        else:
+            functions.append(_function_of(tool, [function["function"]["name"] for function in functions]))
         tool.finish()
-        tools.append({"type": "function", "function": read})
-    return tools
+        if found is not None and functions:
+            raise RequestError(
+                f"`{FILE_SEARCH}` and functions cannot be combined: the answer is made from the passages alone",
+                param=tool.path("type"),
+                hint="send two requests",
+            )
+    return functions, found
+
+
+def _function_of(tool: Fields, names: Sequence[str]) -> dict[str, Any]:
+    """A function as it was sent; `names` are those of the functions before it."""
+    function = tool.required_fields("function")
+    name = _function_name(function)
+    if name in names:
+        raise RequestError(f"two tools have the name `{name}`", param=function.path("name"))
+    read: dict[str, Any] = {"name": name}
+    description = function.text("description")
+    if description is not None:
+        read["description"] = description
+    parameters = function.fields("parameters")
+    if parameters is not None:
+        parameters.choice("type", ("object",))
+        read["parameters"] = function.value("parameters")
+    if function.flag("strict"):
+        read["strict"] = True
+    function.finish()
+    return {"type": "function", "function": read}
 
 
 def _function_name(function: Fields) -> str:
@@ -121,19 +138,25 @@ def _function_name(function: Fields) -> str:
     return name
 
 
-def read_tool_choice(fields: Fields, tools: list[dict[str, Any]]) -> str | dict[str, Any]:
-    """`none`, `auto`, `required`, or the function that has to be called; raises RequestError without such a tool."""
+def read_tool_choice(
+    fields: Fields, tools: list[dict[str, Any]], file_search: FileSearch | None = None
+) -> str | dict[str, Any]:
+    """`none`, `auto`, `required`, or the tool that has to be used; raises RequestError without such a tool."""
     fields.ignore("parallel_tool_calls")
     found = fields.value("tool_choice")
+    has_tools = bool(tools) or file_search is not None
     if found is None:
-        return "auto" if tools else "none"
+        return "auto" if has_tools else "none"
     if isinstance(found, str):
         choice = fields.choice("tool_choice", ("none", "auto", "required")) or "auto"
-        if choice != "none" and not tools:
+        if choice != "none" and not has_tools:
             raise RequestError("`tool_choice` needs `tools`", param="tool_choice")
         return choice
     chosen = fields.required_fields("tool_choice")
-    chosen.required_choice("type", ("function",))
+    kind = chosen.required_choice("type", ("function",) if file_search is None else ("function", FILE_SEARCH))
+    if kind == FILE_SEARCH:
+        chosen.finish()
+        return "required"
     function = chosen.required_fields("function")
     name = function.required_text("name", empty=False)
     function.finish()

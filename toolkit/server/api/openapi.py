@@ -14,6 +14,7 @@ from .chat_messages import MOST_MESSAGES, MOST_TOOLS
 from .generation_request import MOST_ANSWERS, MOST_BIASES, MOST_STOPS, MOST_TOKENS
 from .openapi_answers import ANSWERS, ERRORS, TEI_ERRORS, reference
 from .openapi_chat import message_schema, response_format_schema, tool_choice_schema, tool_rules, tool_schema
+from .openapi_search import file_search_schemas, search_request
 
 _SEED = 1 << 63
 Schema = dict[str, Any]
@@ -22,18 +23,18 @@ _FLAG: Schema = {"type": "boolean"}
 _ANYTHING: Schema = {}
 
 
-def openapi_document(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
-    """The document; `/openapi.json` answers it."""
+def openapi_document(models: ServedModels, settings: ServerSettings, indexes: Sequence[str] = ()) -> dict[str, Any]:
+    """The document; `/openapi.json` answers it. `indexes` are the names of the search indexes."""
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "ortkit",
             "version": __version__,
-            "description": "Embeddings, reranking and text generation, in the shapes of OpenAI's API, Cohere's, Jina's "
-            "and Hugging Face's text-embeddings-inference.",
+            "description": "Embeddings, reranking, text generation and search, in the shapes of OpenAI's API, "
+            "Cohere's, Jina's and Hugging Face's text-embeddings-inference.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _paths(models, settings),
+        "paths": _paths(models, settings, indexes),
         "components": {"schemas": dict(ANSWERS)},
     }
     if settings.api_keys is not None:
@@ -49,10 +50,10 @@ def openapi_document(models: ServedModels, settings: ServerSettings) -> dict[str
     return document
 
 
-def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
+def _paths(models: ServedModels, settings: ServerSettings, indexes: Sequence[str]) -> dict[str, Any]:
     decoder, embedder, reranker = (_names(models, kind) for kind in (Kind.DECODER, Kind.EMBEDDER, Kind.RERANKER))
     cohere = _cohere_request(models, reranker, settings)
-    chat = _chat_request(models, decoder)
+    chat = _chat_request(models, decoder, indexes)
     tei_embed = _tei_embed_request(models, embedder, settings)
     return {
         "/v1/models": {"get": _get("List the models", "ModelList")},
@@ -70,6 +71,7 @@ def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
         "/rerank": {"post": _any_rerank(cohere, reranker, settings)},
         "/embed": {"post": _tei_post("Embed texts (TEI)", tei_embed, "TeiVectors")},
         "/tokenize": {"post": _post("Tokenize a text or a conversation", _tokenize_request(models), "Tokens")},
+        **_search_paths(models, indexes),
         "/info": {
             "get": _get("Describe the embedder or reranker (TEI)", "TeiInfo", statuses=(404,), errors=TEI_ERRORS)
             | {"parameters": [{"name": "model", "in": "query", "required": False, "schema": _TEXT}]}
@@ -81,10 +83,29 @@ def _paths(models: ServedModels, settings: ServerSettings) -> dict[str, Any]:
     }
 
 
+def _search_paths(models: ServedModels, indexes: Sequence[str]) -> dict[str, Any]:
+    rerankers = [served.name for served in models.of_kind(Kind.RERANKER)]
+    name: Schema = {"name": "index", "in": "path", "required": True, "schema": _one_of(indexes)}
+    found = _post("Search in an index", search_request(rerankers, indexes), "SearchResults")
+    of_a_path = _post("Search in an index (OpenAI)", search_request(rerankers), "SearchResults")
+    return {
+        "/v1/search": {"post": found},
+        "/v1/vector_stores": {"get": _get("List the indexes", "IndexList")},
+        "/v1/vector_stores/{index}": {
+            "get": _get("Describe an index", "Index", statuses=(404,)) | {"parameters": [name]}
+        },
+        "/v1/vector_stores/{index}/search": {"post": of_a_path | {"parameters": [name]}},
+    }
+
+
+def _one_of(names: Sequence[str]) -> Schema:
+    """One of these names; any string where there is none."""
+    return {"type": "string", "enum": list(names)} if names else _TEXT
+
+
 def _names(models: ServedModels, kind: Kind) -> Schema:
     """The names of the models of a kind; any string where there is none."""
-    names = [served.name for served in models.of_kind(kind)]
-    return {"type": "string", "enum": names} if names else _TEXT
+    return _one_of([served.name for served in models.of_kind(kind)])
 
 
 def _nullable(schema: Schema) -> Schema:
@@ -282,7 +303,10 @@ def _messages(models: ServedModels) -> Schema:
     return _array(message_schema(tools=_calls_tools(models)), 1) | limit
 
 
-def _chat_request(models: ServedModels, names: Schema) -> Schema:
+def _chat_request(models: ServedModels, names: Schema, indexes: Sequence[str]) -> Schema:
+    functions = _array(tool_schema(), 0, MOST_TOOLS if _calls_tools(models) else 0)
+    rerankers = [served.name for served in models.of_kind(Kind.RERANKER)]
+    searches = [_array(tool, 1, 1) for tool in file_search_schemas(rerankers, indexes)]
     fields = _object(
         {"model": names, "messages": _messages(models)},
         {
@@ -291,7 +315,7 @@ def _chat_request(models: ServedModels, names: Schema) -> Schema:
             "logprobs": _FLAG,
             "top_logprobs": _integer(0, 20),
             "response_format": response_format_schema(),
-            "tools": _array(tool_schema(), 0, MOST_TOOLS if _calls_tools(models) else 0),
+            "tools": {"anyOf": [functions, *searches]},
             "tool_choice": tool_choice_schema(),
             "parallel_tool_calls": _ANYTHING,
             "modalities": {"const": ["text"]},

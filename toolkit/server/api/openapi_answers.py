@@ -49,6 +49,39 @@ _USAGE = _object(
         "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
     }
 )
+_RESULT = _object(
+    {
+        "file_id": _TEXT,
+        "filename": _TEXT,
+        "score": _NUMBER,
+        "attributes": {"type": "object", "additionalProperties": {"type": ["string", "number"]}},
+        "content": _array(_object({"type": {"const": "text"}, "text": _TEXT})),
+    }
+)
+_CITATION = _object(
+    {
+        "type": {"const": "file_citation"},
+        "file_id": _TEXT,
+        "filename": _TEXT,
+        "index": _COUNT,
+        "start_index": _COUNT,
+        "end_index": _COUNT,
+        "source": _COUNT,
+    }
+)
+_INDEX = _object(
+    {
+        "id": _TEXT,
+        "object": {"const": "vector_store"},
+        "created_at": _INTEGER,
+        "name": _TEXT,
+        "status": {"const": "completed"},
+        "usage_bytes": _COUNT,
+        "file_counts": _object(dict.fromkeys(("in_progress", "completed", "failed", "cancelled", "total"), _COUNT)),
+        "chunks": _COUNT,
+        "model": _TEXT,
+    }
+)
 _REASONS = ["stop", "length", "tool_calls"]
 _ENVELOPE = {"id": _TEXT, "created": _INTEGER, "model": _TEXT, "system_fingerprint": _TEXT}
 _TOOL_CALL = _object(
@@ -93,7 +126,12 @@ ANSWERS: dict[str, Any] = {
                         "index": _COUNT,
                         "message": _object(
                             {"role": {"const": "assistant"}, "content": {"type": ["string", "null"]}},
-                            {"refusal": {"type": "null"}, "tool_calls": _array(_TOOL_CALL)},
+                            {
+                                "refusal": {"type": "null"},
+                                "tool_calls": _array(_TOOL_CALL),
+                                "annotations": _array(_CITATION),
+                                "file_search_results": _array(_RESULT),
+                            },
                         ),
                         "logprobs": _CHAT_LOGPROBS,
                         "finish_reason": {"enum": _REASONS},
@@ -175,9 +213,30 @@ ANSWERS: dict[str, Any] = {
         },
         {"model_sha": _TEXT},
     ),
+    "SearchResults": _object(
+        {
+            "object": {"const": "vector_store.search_results.page"},
+            "search_query": _array(_TEXT),
+            "data": _array(_RESULT),
+            "has_more": {"const": False},
+            "next_page": {"type": "null"},
+        }
+    ),
+    "Index": _INDEX,
+    "IndexList": _object(
+        {
+            "object": {"const": "list"},
+            "data": _array(reference("Index")),
+            "first_id": {"type": ["string", "null"]},
+            "last_id": {"type": ["string", "null"]},
+            "has_more": {"const": False},
+        }
+    ),
     "Tokens": _object({"count": _COUNT, "max_model_len": _COUNT, "tokens": _array(_COUNT)}),
     "Health": _object({"status": {"const": "ok"}}),
-    "Readiness": _object({"status": {"enum": ["ready", "draining"]}}, {"models": _array(_TEXT)}),
+    "Readiness": _object(
+        {"status": {"enum": ["ready", "draining"]}}, {"models": _array(_TEXT), "indexes": _array(_TEXT)}
+    ),
     "Error": _object(
         {
             "error": _object(
@@ -198,7 +257,7 @@ _DESCRIPTIONS = {
     400: "The request is not valid; `param` names the field",
     401: "The API key is missing or not valid",
     403: "The Host or Origin header is not allowed",
-    404: "There is no such model, or no such path",
+    404: "There is no such model or index, or no such path",
     408: "The request took too long to arrive",
     413: "The body is too large, or there is too little memory for the request",
     415: "The body is not JSON",

@@ -67,7 +67,13 @@ class Metrics:
         self._batch_tokens = self._histogram(
             "encoder_batch_tokens", "Tokens of a batch, with padding.", _BATCH_TOKENS, "model_name"
         )
-        self._reloads = self._counter("reloads", "Reloads of keys and bundles, by result.", "what", "result")
+        self._reloads = self._counter("reloads", "Reloads of keys, bundles and indexes, by result.", "what", "result")
+        self._search = self._histogram(
+            "search_latency_seconds", "Searches in an index, with the wait for a thread.", _LATENCY, "index_name"
+        )
+        self._chunks = self._gauge("index_chunks", "Chunks of an index.", "index_name")
+        self._searching = self._gauge("num_searches_running", "Searches that have a thread.")
+        self._to_search = self._gauge("num_searches_waiting", "Searches that wait for a thread.")
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count a request; `endpoint` is one of the server's paths, or OTHER."""
@@ -131,8 +137,23 @@ class Metrics:
         """Ask for the number of open connections at each scrape."""
         self._connections.set_function(count)
 
+    def searched(self, index: str, results: int, seconds: float) -> None:
+        """Count a search in an index."""
+        request_record.note(index=index)
+        request_record.count(results=results)
+        self._search.labels(index).observe(seconds)
+
+    def watch_index(self, index: str, *, chunks: Callable[[], float]) -> None:
+        """Ask for the size of an index at each scrape."""
+        self._chunks.labels(index).set_function(chunks)
+
+    def watch_searches(self, *, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Ask for the number of searches at each scrape."""
+        self._searching.set_function(running)
+        self._to_search.set_function(waiting)
+
     def reloaded(self, what: str, *, worked: bool) -> None:
-        """Count a reload of `keys` or `bundle`."""
+        """Count a reload of `keys`, `bundle` or `index`."""
         self._reloads.labels(what, "success" if worked else "failure").inc()
 
     def render(self) -> bytes:

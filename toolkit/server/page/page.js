@@ -88,6 +88,28 @@ async function loadModels() {
     }
     byId(panel).querySelector(".missing").hidden = fitting.length > 0;
   }
+  const rerankers = models.filter((model) => model.kind === "reranker");
+  const chosen = byId("search-reranker").value;
+  byId("search-reranker").replaceChildren(new Option("none", ""), ...rerankers.map((model) => new Option(model.id, model.id)));
+  byId("search-reranker").value = rerankers.some((model) => model.id === chosen) ? chosen : "";
+  await loadIndexes();
+}
+
+let indexes = [];
+
+async function loadIndexes() {
+  const { data } = await (await ask("/v1/vector_stores")).json();
+  indexes = data;
+  for (const id of ["search-index", "chat-index"]) {
+    const list = byId(id);
+    const chosen = list.value;
+    list.replaceChildren(...indexes.map((index) => new Option(index.name, index.id)));
+    if (indexes.some((index) => index.id === chosen)) {
+      list.value = chosen;
+    }
+  }
+  byId("search").querySelector(".missing").hidden = indexes.length > 0;
+  byId("documents-row").hidden = indexes.length === 0;
 }
 
 // Chat
@@ -144,6 +166,9 @@ function chatRequest() {
   if (byId("max-tokens").value !== "") {
     request.max_completion_tokens = Number(byId("max-tokens").value);
   }
+  if (byId("use-documents").checked && indexes.length) {
+    request.tools = [{ type: "file_search", vector_store_ids: [byId("chat-index").value] }];
+  }
   return request;
 }
 
@@ -164,6 +189,7 @@ async function send() {
   log.setAttribute("aria-busy", "true");
   say("chat-state", "The model is answering.");
   let usage = null;
+  let sources = [];
   const begun = performance.now();
   let first = null;
   try {
@@ -172,7 +198,9 @@ async function send() {
         throw new Error(event.error.message);
       }
       usage = event.usage ?? usage;
-      const text = event.choices?.[0]?.delta?.content ?? "";
+      const delta = event.choices?.[0]?.delta;
+      const text = delta?.content ?? "";
+      sources = delta?.file_search_results ?? sources;
       if (text) {
         first ??= performance.now() - begun;
         const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
@@ -182,6 +210,7 @@ async function send() {
         }
       }
     }
+    showSources(place, sources, prompt);
     const seconds = ((performance.now() - begun) / 1000).toFixed(1);
     const counts = usage ? `${usage.prompt_tokens} tokens read, ${usage.completion_tokens} written, ` : "";
     say("chat-state", `${counts}${seconds} s, the first after ${((first ?? 0) / 1000).toFixed(2)} s.`);
@@ -262,6 +291,146 @@ function cosine(one, other) {
   }
   return product / (Math.sqrt(left * right) || 1);
 }
+
+// Documents
+
+const WORD = /[\p{L}\p{N}]+/gu;
+const SNIPPET = 240;
+
+function wordsOf(query) {
+  const all = [...query.toLowerCase().matchAll(WORD)].map((found) => found[0]);
+  const long = all.filter((word) => word.length > 2);
+  return long.length ? long : all;
+}
+
+// The words of a text that are in the query, or begin with a long one of it.
+function matches(text, words) {
+  return [...text.matchAll(WORD)].filter(({ 0: found }) => {
+    const word = found.toLowerCase();
+    return words.some((one) => word === one || (one.length > 3 && word.startsWith(one)));
+  });
+}
+
+// Text with marked words: nodes of text, never HTML.
+function marked(text, words) {
+  const nodes = [];
+  let end = 0;
+  for (const found of matches(text, words)) {
+    const mark = document.createElement("mark");
+    mark.textContent = found[0];
+    nodes.push(text.slice(end, found.index), mark);
+    end = found.index + found[0].length;
+  }
+  return [...nodes, text.slice(end)];
+}
+
+// The part of a text with the most different words of the query.
+function snippetOf(text, words) {
+  const found = matches(text, words);
+  let best = 0;
+  let start = 0;
+  for (const { index } of found) {
+    const inside = found.filter((other) => other.index >= index && other.index < index + SNIPPET - 60);
+    const count = new Set(inside.map((other) => other[0].toLowerCase())).size;
+    if (count > best) {
+      best = count;
+      start = index;
+    }
+  }
+  start = Math.max(0, start - 60);
+  const space = text.slice(start, start + 40).search(/\s/u);
+  start += start > 0 && space >= 0 ? space + 1 : 0;
+  let end = Math.min(text.length, start + SNIPPET);
+  if (end < text.length) {
+    end = Math.max(text.lastIndexOf(" ", end), start + SNIPPET / 2);
+  }
+  const part = text.slice(start, end).replace(/\s+/gu, " ");
+  return `${start > 0 ? "\u2026 " : ""}${part}${end < text.length ? " \u2026" : ""}`;
+}
+
+function placeOf({ filename, attributes }) {
+  const { first_line: first, last_line: last, page, headings } = attributes ?? {};
+  const lines = first === undefined ? "" : `:${first}${last > first ? `-${last}` : ""}`;
+  return `${filename}${lines}${page === undefined ? "" : `, page ${page}`}${headings ? ` (${headings})` : ""}`;
+}
+
+function passageOf(result, words, before = "") {
+  const text = result.content.map((part) => part.text).join("\n");
+  const box = document.createElement("details");
+  const summary = document.createElement("summary");
+  const place = document.createElement("span");
+  place.className = "place";
+  place.textContent = `${before}${placeOf(result)}`;
+  const snippet = document.createElement("span");
+  snippet.append(...marked(snippetOf(text, words), words));
+  summary.append(place, snippet);
+  const whole = document.createElement("span");
+  whole.className = "passage";
+  whole.append(...marked(text, words));
+  box.append(summary, whole);
+  return box;
+}
+
+function showSources(place, sources, query) {
+  if (!sources.length) {
+    return;
+  }
+  const list = document.createElement("ul");
+  list.className = "sources";
+  list.setAttribute("aria-label", "Sources");
+  list.append(...sources.map((source, index) => {
+    const row = document.createElement("li");
+    row.append(passageOf(source, wordsOf(query), `[${source.attributes?.source ?? index + 1}] `));
+    return row;
+  }));
+  place.parentElement.append(list);
+}
+
+let finding = null;
+
+async function findPassages() {
+  finding?.abort();
+  const query = byId("search-query").value.trim();
+  const index = byId("search-index").value;
+  if (!query || !index) {
+    byId("found").replaceChildren();
+    say("search-state", "");
+    return;
+  }
+  const mine = new AbortController();
+  finding = mine;
+  const paths = byId("search-paths").value.split(/[\s,]+/).filter((path) => path);
+  const reranker = byId("search-reranker").value;
+  const body = { query, index, ...(paths.length ? { paths } : {}), ...(reranker ? { reranker } : {}) };
+  say("search-state", "Searching.");
+  try {
+    const begun = performance.now();
+    const { data } = await (await ask("/v1/search", body, mine.signal)).json();
+    if (finding !== mine) {
+      return;
+    }
+    const words = wordsOf(query);
+    byId("found").replaceChildren(...data.map((result) => {
+      const row = document.createElement("li");
+      row.append(passageOf(result, words));
+      return row;
+    }));
+    const count = data.length === 1 ? "1 passage" : `${data.length} passages`;
+    say("search-state", data.length ? `${count} in ${Math.round(performance.now() - begun)} ms.` : "Nothing was found.");
+  } catch (error) {
+    if (finding === mine) {
+      byId("found").replaceChildren();
+    }
+    sayError("search-state", error);
+  }
+}
+
+byId("search-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  findPassages();
+});
+
+// Ranked texts
 
 function showRanked(id, rows) {
   byId(id).replaceChildren(...rows.map(({ text, score }) => {
@@ -385,6 +554,11 @@ async function showStatus() {
     byId("models").replaceChildren(...models.map((model) => {
       const row = document.createElement("li");
       row.textContent = model.kind === undefined ? model.id : `${model.id}: ${model.kind}`;
+      return row;
+    }));
+    byId("indexes").replaceChildren(...indexes.map((index) => {
+      const row = document.createElement("li");
+      row.textContent = `${index.name}: ${index.file_counts.total.toLocaleString("en")} files, ${index.chunks.toLocaleString("en")} passages`;
       return row;
     }));
     byId("figures").replaceChildren(...figuresOf(parseMetrics(await (await ask("/metrics")).text())));

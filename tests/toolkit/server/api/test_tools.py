@@ -129,7 +129,11 @@ def test_a_conversation_with_calls_and_their_results(tools_client: openai.OpenAI
         ({"tools": [tool(name="a b")]}, "tools[0].function.name", "`tools[0].function.name` must"),
         ({"tools": [tool()]}, "tools[0].function.name", "the field `tools[0].function.name` is missing"),
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools[1].function.name", "two tools have the name `time`"),
-        ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "`tools[0].type` must be `function`, not `retrieval`"),
+        (
+            {"tools": [{"type": "retrieval"}]},
+            "tools[0].type",
+            "`tools[0].type` must be `function` or `file_search`, not `retrieval`",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format", "`response_format` and `tools` contradict"),
         (
             {"tools": [tool(name="a", parameters={"type": "string"})]},
