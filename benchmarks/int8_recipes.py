@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx_ir as ir
@@ -49,7 +51,7 @@ from ortkit.runtime.bundle.manifest import Quantization
 from ortkit.runtime.bundle.writer import BundleWriter
 
 TRAINED = "trained"
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, Callable[[], Path]] = {
     TRAINED: trained_checkpoint,
     "twelve-layers": lambda: seeded_checkpoint(Shape.TWELVE_LAYERS),
     "seeded-head": lambda: seeded_checkpoint(Shape.HEAD),
@@ -148,10 +150,10 @@ def rows_of(
             figures += [ndcg_of_answers(ranks), reciprocal_rank(ranks)]
         rows.append([worker.contestant.name, *(f"{figure:.4f}" for figure in figures)])
     if rounds:
-        seconds = take_turns([lambda worker=worker: worker.run(TIMED) for worker in workers], rounds)  # type: ignore[misc]
+        seconds = take_turns([partial(worker.run, TIMED) for worker in workers], rounds)
         header += ["ms a search", "speed / last row"]
-        for row, own in zip(rows, seconds, strict=True):
-            row += [f"{np.median(own) * 1e3:,.0f}", ratio(seconds[-1], own)]
+        for row, taken in zip(rows, seconds, strict=True):
+            row += [f"{median(taken) * 1e3:,.0f}", ratio(seconds[-1], taken)]
     return header, rows
 
 
@@ -180,14 +182,8 @@ def main() -> None:
             header, rows = rows_of(workers, places, options.rounds, answers=model == TRAINED)
         if model == TRAINED:
             ranks = np.where(places < 0, np.inf, places + 1.0)
-            order = [
-                "before reranking",
-                "",
-                "",
-                "",
-                "",
-                *(f"{f(ranks):.4f}" for f in (ndcg_of_answers, reciprocal_rank)),
-            ]
+            figures = [f"{ndcg_of_answers(ranks):.4f}", f"{reciprocal_rank(ranks):.4f}"]
+            order = ["before reranking", "", "", "", "", *figures]
             rows.insert(0, order + [""] * (len(header) - len(order)))
         title = (
             f"{model}: {options.queries} searches of {options.documents} news texts, {options.questions} questions "

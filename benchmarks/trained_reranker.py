@@ -152,7 +152,7 @@ def train(items: Sequence[KnownItem], encoder: Path, training: Training) -> Any:
         loss = kl_div(log_softmax(logits, dim=1), expected, reduction="batchmean")
         loss = loss + binary_cross_entropy_with_logits(logits, labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         if number % 5 == 0:
             print(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,9 @@ def test_a_graph_without_layers_to_choose_from_fails(matmuls: int) -> None:
     assert model.tried == list(ALL_TOKENS)
 
 
-def test_an_export_holds_the_cosine_that_it_was_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_holds_the_cosine_that_it_was_asked_for(
+    ortkit: Callable[..., Finished], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     bundle = export(str(tiny_checkpoint), out=tmp_path / "bundle", min_cosine=0.99999).bundle
     quantization, certificate = bundle.manifest.quantization, bundle.manifest.certificate
     assert quantization is not None
@@ -131,6 +133,7 @@ def test_an_export_holds_the_cosine_that_it_was_asked_for(tiny_checkpoint: Path,
     assert all(step.agreement is not None and step.agreement < 0.99999 for step in faster)
     assert quantization.is_taken(taken)
     assert taken.agreement == pytest.approx(certificate.figures["cosine_min"], abs=1e-6)
+    assert f"{taken} (cosine {taken.agreement:.5f}, taken)" in ortkit("inspect", bundle.path).out
     texts = ["the pump", "a dry pump", "water runs", "cold"]
     embedder = Embedder(bundle)
     together = embedder.embed(texts)
