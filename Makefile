@@ -103,7 +103,7 @@ test-kit: $(BUNDLE)/manifest.json $(RERANKER_BUNDLE)/manifest.json $(INT4_BUNDLE
 test-kills: export KILLS ?= 200
 test-kills: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/runtime/pack/test_mutated_packs.py tests/exporters/packaging/test_sign.py \
-		tests/runtime/installer/test_kills.py -k "many_kills or random_moments"
+		tests/runtime/installer/test_kills.py tests/toolkit/search/test_kills.py -k "many_kills or random_moments"
 
 # Half are packs, the others manifests and signatures.
 test-mutations: MUTATIONS ?= 100000

@@ -1,9 +1,9 @@
 """The similarity below which `ortkit ask` says that nothing was found, for an embedder: measured, not guessed.
 
-240 questions that a passage answers, among 584 passages; the same questions without the passage that answers them, where
+240 questions that a passage answers, among 584; the same questions without the passage that answers them, where
 others on the subject are left; and the same among passages of other subjects alone. A threshold refuses questions whose
-most similar passage is below it. Questions are paraphrases that share few words with their passages, so they are harder
-than most that people ask.
+most similar passage is below it. The questions are paraphrases that share few words with their passages, so they are
+harder than most that people ask.
 """
 
 from __future__ import annotations

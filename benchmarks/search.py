@@ -1,5 +1,7 @@
 """Search in large indexes: milliseconds per query and stage, and the memory of the process.
 
+CPU time, of all threads together, says what the rest of a busy machine does not change.
+
 The texts are fragments of real news with real questions among them; the vectors are seeded, in clusters as those of
 real texts are, because embedding a million texts would take half an hour. The query is embedded by the bundle.
 """
@@ -90,18 +92,18 @@ def queries() -> list[str]:
     return [*asked, *(" ".join(chance.choices(words, k=chance.randrange(1, 5))) for _ in range(60))]
 
 
-def timed(run: Callable[[str], object], texts: list[str]) -> list[float]:
-    """Milliseconds of each."""
+def timed(run: Callable[[str], object], texts: list[str]) -> NDArray[np.float64]:
+    """Milliseconds of each, and of CPU time of all threads: (2, texts)."""
     found = []
     for text in texts:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         run(text)
-        found.append((time.perf_counter() - began) * 1000)
-    return found
+        found.append((time.perf_counter() - began, time.process_time() - used))
+    return np.array(found).T * 1000
 
 
-def row(name: str, figures: list[float]) -> list[str]:
-    return [name, *(f"{figure:.1f}" for figure in (*np.percentile(figures, (50, 95)), max(figures)))]
+def row(name: str, figures: NDArray[np.float64]) -> list[str]:
+    return [name, *(f"{figure:.1f}" for times in figures for figure in np.percentile(times, (50, 95, 100)))]
 
 
 def measure(path: Path, bundle: Path) -> list[list[str]]:
@@ -167,7 +169,8 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.search", "--child", path, "--bundle", arguments.bundle]
             finished = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ.copy())
             found = json.loads(finished.stdout)
-            header = [f"{found['chunks']} chunks, {found['size'] >> 20} MB", "p50 ms", "p95 ms", "max ms"]
+            times = ("p50 ms", "p95 ms", "max ms", "CPU p50", "CPU p95", "CPU max")
+            header = [f"{found['chunks']} chunks, {found['size'] >> 20} MB", *times]
             print_table(f"opening: {found['opened']:.0f} ms", header, found["rows"])
             used = found["memory"]
             print(

@@ -43,7 +43,10 @@ FILES = {
 """What the command lines of the pages read."""
 MANUALS = {
     "manual.txt": FILES["manual.txt"],
-    "pump.md": "# Pump\n\nIf the pump does not start, look at the fuse.\n\n## By hand\n\nThe pump is started by hand with the crank.\n",
+    "pump.md": (
+        "# Pump\n\nIf the pump does not start, look at the fuse.\n\n"
+        "## By hand\n\nThe pump is started by hand with the crank.\n"
+    ),
 }
 """Files of the folder that the pages index."""
 TOKENS = {"ada": ADA, "bob": BOB, "eve": EVE, "revoked": REVOKED}

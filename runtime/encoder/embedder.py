@@ -242,7 +242,11 @@ class Embedder(Encoder, Closable):
 
     @property
     def passage_prefix(self) -> str:
-        """What `embed_passages` puts before each passage; empty without such a prompt."""
+        """What `embed_passages` puts before each passage; empty without such a prompt.
+
+        >>> embedder.passage_prefix
+        ''
+        """
         return self._first_prompt(_PASSAGE_PROMPTS)
 
     def _check_width(self, found: int) -> None:

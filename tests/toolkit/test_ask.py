@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,23 @@ def test_an_answer_without_citations(asked: Ortkit, answers: list[str]) -> None:
 
     assert finished.out.decode() == (
         "Pump.\n\nThe answer cites no source. Given to the LLM:\n[1] pumps/bilge.md:3  Bilge pump\n"
+    )
+
+
+def test_a_file_has_no_links(
+    asked: Ortkit, answers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stdout is."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    answers += ["With the crank [1]."]
+    finished = asked(QUESTION, "--top-n", 1, "--show-context", "--output", tmp_path / "answer.txt")
+
+    assert finished.out == b""
+    assert (tmp_path / "answer.txt").read_text("utf-8") == (
+        "[1] pumps/bilge.md:3  Bilge pump\n    The bilge pump is started by hand with the crank.\n\n"
+        "With the crank [1].\n\nSources:\n[1] pumps/bilge.md:3  Bilge pump\n"
     )
 
 

@@ -146,6 +146,7 @@ def test_without_a_command_the_help_is_shown(ortkit: Ortkit) -> None:
         "Bundles",
         "Carry and install",
         "This machine",
+        "Search your own files (offline)",
         "Embed, rerank and generate (offline)",
     ]
     assert re.findall(r"^  ([a-z]+) ", finished.err, re.MULTILINE)[-len(cli.commands) :] == [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ortkit import Bundle, Index, IndexProgress, SkippedFile
 from ortkit.toolkit.commands.index import _print_files, _Shown
-from tests.commands import Finished
+from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tiny_bundles import write_embedder, write_reranker
 
 Ortkit = Callable[..., Finished]
@@ -173,11 +174,28 @@ def test_the_progress_line() -> None:
     shown.began, shown.before = 10.0, 100
 
     assert shown.line(IndexProgress(30, 120, 900, 500), 14.0) == (
-        "indexing [#####---------------]  25%, 30 of 120 files, 500 chunks embedded, 100/s"
+        "indexing [#####---------------]  25%, 30 of 120 files, 500 of 900 chunks embedded, 100/s"
     )
     assert _Shown().line(IndexProgress(0, 0, 0, 0), 1.0) == (
-        "indexing [--------------------]   0%, 0 of 0 files, 0 chunks embedded"
+        "indexing [--------------------]   0%, 0 of 0 files, 0 of 0 chunks embedded"
     )
+
+
+def test_ctrl_c_and_the_run_after_it(embedder_bundle: Bundle, manuals: Path, tmp_path: Path) -> None:
+    """The line is shown at once, and ends before the next one; the run resumes."""
+    (manuals / "long.txt").write_text("The dog sleeps.\n\n" * 100_000, encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "ortkit", "index", str(manuals), "-o", str(tmp_path / "m.index")),
+        *("--bundle", str(embedder_bundle.path)),
+    ]
+    shown = lines_on_terminal(on_terminal(command, code=130, interrupt_at="indexing ..."))
+    (manuals / "long.txt").unlink()
+    again = lines_on_terminal(on_terminal(command))
+
+    assert "interrupted" in shown[-2]
+    assert re.fullmatch(r"indexing .*", again[0])
+    with Index.open(tmp_path / "m.index") as index:
+        assert index.facts.files == 3
 
 
 def test_what_an_index_is_of(ortkit: Ortkit, embedder_bundle: Bundle, built: Path, manuals: Path) -> None:

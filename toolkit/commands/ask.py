@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 @click.command(
     cls=ExampleCommand,
     sections={
+        "Models": "--llm --reranker --bundle",
         "Input": "--input --input-format --field --literal",
-        "Passages": "--top-n --min-similarity --reranker --path --mode --bundle",
+        "Passages": "--top-n --min-similarity --path --mode",
         "Output": "--show-context --json --output",
         "Length": LENGTH_OPTIONS,
         "Sampling": SAMPLING_OPTIONS,
@@ -124,9 +125,9 @@ def ask(
     """Answer a question from an index that `ortkit index` made, with numbered sources.
 
     The LLM gets the best passages and is asked to cite them as [1]; its sources are listed after the answer. Where no
-    passage is similar enough, this says that nothing was found, without running the LLM, and the exit code is 1. What
-    an LLM writes may be wrong: look at the sources. Without QUESTION, each input line is a question of its own, and
-    each output line is JSON.
+    passage is similar enough, this says that nothing was found, without running the LLM, and the exit code is 1. An
+    answer has up to 512 tokens, or --max-tokens. What an LLM writes may be wrong: look at the sources. Without
+    QUESTION, each input line is a question of its own, and each output line is JSON.
     """
     check_question(
         question,
@@ -170,7 +171,9 @@ def ask(
                 answered = asker.answered(grounding)
                 file.write(object_to_json(answered.fields) + b"\n")
             else:
-                answered = _write_answer(asker, grounding, file, name=index, show_context=show_context)
+                answered = _write_answer(
+                    asker, grounding, file, name=index, show_context=show_context, plain=output is not None
+                )
         answered.add_to(GenerationStats()).print(requested=rates)
     _end(answered)
 
@@ -235,15 +238,17 @@ class Asker:
         return Answered(grounding, fields, stream.rates, _is_cancelled(stream))
 
 
-def _write_answer(asker: Asker, grounding: Grounding, file: BinaryIO, *, name: str, show_context: bool) -> Answered:
-    """Write an answer as it is generated, and its sources."""
+def _write_answer(
+    asker: Asker, grounding: Grounding, file: BinaryIO, *, name: str, show_context: bool, plain: bool
+) -> Answered:
+    """Write an answer as it is generated, and its sources; `plain` is for a file, which has no links."""
     from ..search.answers import nothing_found
 
     if not grounding.found:
         file.write(f"{escaped(nothing_found(name, grounding))}\n".encode())
         return Answered(grounding, {})
     if show_context:
-        file.writelines(f"{line}\n".encode() for line in _context_lines(grounding))
+        file.writelines(f"{line}\n".encode() for line in _context_lines(grounding, plain=plain))
         file.flush()
     if grounding.left_out:
         say(
@@ -253,23 +258,23 @@ def _write_answer(asker: Asker, grounding: Grounding, file: BinaryIO, *, name: s
         )
     stream = asker.start(grounding)
     write_text(stream, file, wrap=True)
-    file.writelines(f"{line}\n".encode() for line in _source_lines(grounding, stream.citations.cited))
+    file.writelines(f"{line}\n".encode() for line in _source_lines(grounding, stream.citations.cited, plain=plain))
     file.flush()
     _note_citations(stream)
     return Answered(grounding, {}, stream.rates, _is_cancelled(stream))
 
 
-def _context_lines(grounding: Grounding) -> Iterable[str]:
+def _context_lines(grounding: Grounding, *, plain: bool) -> Iterable[str]:
     from .found_passages import place_line
 
     for source in grounding.sources:
-        yield f"[{source.number}] {place_line(source.hit)}"
+        yield f"[{source.number}] {place_line(source.hit, plain=plain)}"
         for line in source.text.strip().splitlines():
             yield f"    {escaped(line)}"
         yield ""
 
 
-def _source_lines(grounding: Grounding, cited: Iterable[int]) -> Iterable[str]:
+def _source_lines(grounding: Grounding, cited: Iterable[int], *, plain: bool) -> Iterable[str]:
     """The cited sources, then the others."""
     from .found_passages import place_line
 
@@ -278,11 +283,11 @@ def _source_lines(grounding: Grounding, cited: Iterable[int]) -> Iterable[str]:
     if named:
         yield ""
         yield "Sources:"
-        yield from (f"[{number}] {place_line(sources[number].hit)}" for number in named)
+        yield from (f"[{number}] {place_line(sources[number].hit, plain=plain)}" for number in named)
     if others := [number for number in sources if number not in named]:
         yield ""
         yield "Also given to the LLM:" if named else "The answer cites no source. Given to the LLM:"
-        yield from (f"[{number}] {place_line(sources[number].hit)}" for number in others)
+        yield from (f"[{number}] {place_line(sources[number].hit, plain=plain)}" for number in others)
 
 
 def _note_citations(stream: CitedStream) -> None:

@@ -25,10 +25,12 @@ def place_of(hit: Hit) -> str:
     return hit.file if hit.place.page is None else f"{hit.file}, page {hit.place.page}"
 
 
-def place_line(hit: Hit) -> str:
-    """Place and headings of a passage for a person; the place is a link on a terminal."""
+def place_line(hit: Hit, *, plain: bool = False) -> str:
+    """Place and headings of a passage for a person; the place is a link if stdout is a terminal, unless `plain`."""
     line = hit.place.lines[0] if hit.place.lines is not None else None
-    place = styled(linked(place_of(hit), hit.path, line=line), err=False, fg="cyan")
+    place = escaped(place_of(hit))
+    if not plain:
+        place = styled(linked(place_of(hit), hit.path, line=line), err=False, fg="cyan")
     heading = heading_of(hit)
     return f"{place}  {escaped(heading)}" if heading else place
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import click
 from ...runtime.errors import InputError, NotFoundError, OrtkitError
 from ...runtime.sizes import megabytes
 from ..console.help import ExampleCommand
-from ..console.progress import REDRAW, counted, rated, show
+from ..console.progress import HEARTBEAT, REDRAW, counted, duration, rated, show
 from ..console.terminal import say
 from ..io.writers import object_to_json
 from .bundle_names import BundleType
@@ -45,7 +46,7 @@ _SHOWN_FILES = 3
     },
     examples=[
         "ortkit index ./manuals --bundle all-MiniLM-L6-v2-int8 -o manuals.index",
-        "ortkit index ./manuals -o manuals.index     # again: reads and embeds what changed",
+        "ortkit index ./manuals -o manuals.index",
         'ortkit index ./work --bundle all-MiniLM-L6-v2-int8 -o work.index --include "*.md" --exclude "drafts/"',
     ],
 )
@@ -184,6 +185,7 @@ def indexing_progress() -> Iterator[Callable[[IndexProgress], None] | None]:
         yield None
         return
     shown = _Shown()
+    shown.begin()
     try:
         yield shown.update
     finally:
@@ -191,36 +193,58 @@ def indexing_progress() -> Iterator[Callable[[IndexProgress], None] | None]:
 
 
 class _Shown:
-    """The progress line: files, chunks, and chunks per second."""
+    """The progress line: files, chunks, and chunks per second; the elapsed time where nothing changes for a second."""
 
     def __init__(self) -> None:
+        self.start = time.monotonic()
         self.began: float | None = None
         """When the first chunk was embedded."""
         self.before = 0
         self.drawn = 0.0
+        self.latest: IndexProgress | None = None
+        self.drawing = threading.Lock()
+        self.stop = threading.Event()
+        self.beat = threading.Thread(target=self._beat, daemon=True)
+
+    def begin(self) -> None:
+        show("indexing ...")
+        self.beat.start()
 
     def update(self, progress: IndexProgress) -> None:
         now = time.monotonic()
-        if self.began is None and progress.embedded:
-            self.began, self.before = now, progress.embedded
-        if now - self.drawn >= REDRAW:
-            self.drawn = now
-            show(self.line(progress, now))
+        with self.drawing:
+            if self.began is None and progress.embedded:
+                self.began, self.before = now, progress.embedded
+            self.latest = progress
+            if now - self.drawn >= REDRAW:
+                self.drawn = now
+                show(self.line(progress, now))
+
+    def _beat(self) -> None:
+        """Chunks are embedded thousands at a time, which can take a minute on a slow machine."""
+        while not self.stop.wait(HEARTBEAT):
+            now = time.monotonic()
+            with self.drawing:
+                if now - self.drawn >= HEARTBEAT:
+                    line = "indexing ..." if self.latest is None else self.line(self.latest, now)
+                    show(f"{line}, {duration(now - self.start)}")
 
     def line(self, progress: IndexProgress, now: float) -> str:
         part = progress.files / max(progress.of_files, 1)
         filled = int(part * _WIDTH)
         line = (
             f"indexing [{'#' * filled}{'-' * (_WIDTH - filled)}] {part:4.0%}, {progress.files} of "
-            f"{counted(progress.of_files, 'file')}, {counted(progress.embedded, 'chunk')} embedded"
+            f"{counted(progress.of_files, 'file')}, {progress.embedded} of {counted(progress.chunks, 'chunk')} embedded"
         )
         if self.began is None or now <= self.began:
             return line
-        return f"{line}, {rated((progress.embedded - self.before) / (now - self.began))}/s"
+        rate = (progress.embedded - self.before) / (now - self.began)
+        return f"{line}, {rated(rate)}/s" if rate > 0 else line
 
     def end(self) -> None:
-        if self.drawn:
-            click.echo(err=True)
+        self.stop.set()
+        self.beat.join()
+        click.echo(err=True)
 
 
 def _print_report(report: UpdateReport, facts: IndexFacts, output: str) -> None:

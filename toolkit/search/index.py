@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +76,7 @@ class Index:
         """Make the index of a folder, or update it: only new and changed files are read, only new texts embedded.
 
         A file is unchanged where its size and time of change are, or else its sha256. What cannot be read is listed in
-        `update_report`. An interrupted run resumes. `restart` builds it anew; readers see the old one until it is done.
+        `update_report`. An interrupted run resumes. `restart` rebuilds it; readers see the old one until it is done.
 
         Raises InputError for an index of another bundle, folder or chunk size without `restart`, and where nothing can
         be indexed; NotFoundError for a missing folder; OutputError where the index cannot be written, and while another
@@ -155,7 +155,7 @@ class Index:
     ) -> list[Hit]:
         """The best passages for a query, best first; ties in order of files.
 
-        `paths` limits the search to files that match a glob, such as `*.pdf` (at any depth), `manuals/*.md` or a
+        `paths` limits the search to files that match a pattern, such as `*.pdf` (at any depth), `manuals/*.md` or a
         folder. `candidates` is how many passages each of embeddings and BM25 gives, and a reranker scores. `vector` is
         what `Embedder.embed_query` gives for the query, where that was computed before. Warns of a query over the
         model's limit (TruncationWarning). Any text is a query; what FTS5 cannot use is left to the embeddings.
@@ -171,11 +171,21 @@ class Index:
             top_n=count,
             mode=choice(SearchMode, mode, "mode"),
             candidates=max(checked_integer(candidates, "candidates"), count),
-            paths=tuple(paths) if not isinstance(paths, str) else _refuse(paths),
+            paths=_checked_paths(paths),
             reranker=reranker,
         )
-        with self._snapshot.used() as snapshot:
+        with self._reading() as snapshot:
             return search(snapshot, request, self._embedded if vector is None else lambda _: unit_rows(vector))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Snapshot]:
+        """The generation that is open, and stays so in the block; `reload` and `close` may run meanwhile."""
+        while not (snapshot := self._snapshot).acquire():
+            self._check_open()
+        try:
+            yield snapshot
+        finally:
+            snapshot.release()
 
     def _embedded(self, query: str) -> NDArray[np.float32]:
         return unit_rows(self.embedder.embed_query(query))
@@ -232,5 +242,11 @@ class Index:
             raise InputError(f"the Index `{path}` is closed", hint=f"open it again: `Index.open({path!r})`")
 
 
-def _refuse(paths: str) -> NoReturn:
-    raise InputError("`paths` must be several globs, not one string", hint=f"pass a list: `[{paths!r}]`")
+def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(paths, str):
+        raise InputError("`paths` must be several patterns, not one string", hint=f"pass a list: `[{paths!r}]`")
+    for path in paths:
+        # Names of files may have bytes that are not UTF-8, as surrogates.
+        if not isinstance(path, str):
+            raise InputError(f"a pattern of `paths` must be a string, not {type(path).__name__}")
+    return tuple(paths)

@@ -19,8 +19,8 @@ from ...runtime.errors import BundleError
 from ...runtime.session.cores import find_cores
 from . import full_text
 from .chunks import Chunk
+from .globs import Globs
 from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
-from .path_globs import compiled
 from .store import chunk_of, connect, in_parts, read_names, sqlite_errors
 from .vectors import Segment, Vectors, mapped
 
@@ -114,21 +114,22 @@ class Snapshot:
                 index = newer
         raise BundleError(f"the index `{folder}` was replaced {_ATTEMPTS} times while it was opened")
 
-    @contextmanager
-    def used(self) -> Iterator[Snapshot]:
-        """Keep it open during a search."""
+    def acquire(self) -> bool:
+        """Keep it open until `release`; False where it was retired meanwhile."""
         with self._lock:
-            self._users += 1
-        try:
-            yield self
-        finally:
-            with self._lock:
-                self._users -= 1
-            self._close_unused()
+            if not self._retired:
+                self._users += 1
+            return not self._retired
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+        self._close_unused()
 
     def retire(self) -> None:
         """Close it once the running searches are done."""
-        self._retired = True
+        with self._lock:
+            self._retired = True
         self._close_unused()
 
     def _close_unused(self) -> None:
@@ -150,14 +151,14 @@ class Snapshot:
 
     def filter(self, paths: Sequence[str]) -> Filter:
         """The files that match any of these globs; raises InputError."""
-        pattern = compiled(paths)
+        globs = Globs(paths, "path")
         key = tuple(paths)
         with self._lock:
             if key in self._filters:
                 self._filters.move_to_end(key)
                 return self._filters[key]
         names = self._file_names()
-        ids = [number for number, name in names.items() if pattern.fullmatch(name) is not None]
+        ids = [number for number, name in names.items() if globs.match(name)]
         allowed = np.zeros(max(names, default=0) + 1, np.bool_)
         allowed[ids] = True
         made = Filter(allowed, f"[{','.join(map(str, ids))}]")
@@ -208,7 +209,10 @@ class Snapshot:
                     f"WHERE id IN ({marks})"
                 )
                 for number, text, title, context, first, last, page, headings in connection.execute(sql, tuple(part)):
-                    found[number] = chunk_of(text, title, context, (first, last), page, headings)
+                    try:
+                        found[number] = chunk_of(text, title, context, (first, last), page, headings)
+                    except (ValueError, TypeError) as error:
+                        raise BundleError(f"`{self._texts}` is damaged: {error}", hint=BUILD_AGAIN) from error
         return found
 
     def _inconsistent(self) -> BundleError:

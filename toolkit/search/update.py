@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.encoder.embedder import Embedder
-from ...runtime.errors import InputError, MissingPartError, NotFoundError, OrtkitError, TextError
+from ...runtime.errors import BundleError, InputError, MissingPartError, NotFoundError, OrtkitError, TextError
 from ...runtime.file_hash import hash_of
 from ...runtime.output_path import cannot_write
 from .bundle_of_index import bundle_record
@@ -89,27 +89,26 @@ def _walked(folder: Path, rules: FolderRules, *, without: Path) -> Iterator[Foun
 
 
 def _published(path: Path, *, restart: bool) -> IndexFile | None:
+    """The generation that is published; a build from nothing needs only its number of it, and no file."""
     try:
         published = read_index_file(path)
-        check_sizes(path, published)
     except NotFoundError:
         return None
-    # Not that of an OrtkitError, which is caught above.
-    except FileNotFoundError as error:
-        if restart:
-            return None
-        raise missing(path, error) from error
-    except OrtkitError:
-        # A new build needs nothing of what is there.
+    except BundleError:
         if restart:
             return None
         raise
+    if not restart:
+        try:
+            check_sizes(path, published)
+        except FileNotFoundError as error:
+            raise missing(path, error) from error
     return published
 
 
 def _check_origin(path: Path, was: Origin, now: Origin) -> None:
     """Raise InputError where vectors or chunks would be mixed with others."""
-    again = "to build it anew, add `--restart`, in Python `restart=True`"
+    again = "to rebuild it, add `--restart`, in Python `restart=True`"
     if was.bundle.digest != now.bundle.digest:
         raise InputError(
             f"the index `{path}` was built with the bundle `{was.bundle.name}` ({was.bundle.digest[:16]}...), and this "
@@ -298,7 +297,7 @@ class _Update:
     def finish(self, *, restart: bool, started: float) -> UpdateReport:
         """Remove what is gone, and publish, where something changed."""
         workspace = self._workspace
-        before = {} if workspace.published is None else published_files(self._path, workspace.published)
+        before = self._before(restart=restart)
         if workspace.store is not None or self._known.keys() - self._names:
             self._tidy()
         after = self._known if workspace.store is None else read_files(workspace.store.connection)
@@ -326,6 +325,18 @@ class _Update:
             wrote=wrote,
             seconds=time.monotonic() - started,
         )
+
+    def _before(self, *, restart: bool) -> dict[str, StoredFile]:
+        """The published files, to say what changed."""
+        if self._workspace.published is None:
+            return {}
+        try:
+            return published_files(self._path, self._workspace.published)
+        except OrtkitError:
+            # What is rebuilt may be damaged.
+            if restart:
+                return {}
+            raise
 
     def _tidy(self) -> None:
         """Remove files that are gone, and what interrupted runs left of files; record times of unchanged ones."""

@@ -162,7 +162,7 @@ class Vectors:
         """
         usable = self.chunks > 0
         if allowed is not None:
-            usable &= allowed[self.files]
+            usable &= allowed.take(self.files, mode="clip")
         chosen = np.flatnonzero(usable) if np.count_nonzero(usable) < _FEW * len(usable) else None
         if chosen is None:
             approximate = np.empty(len(self.chunks), np.float32)

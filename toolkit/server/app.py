@@ -182,7 +182,8 @@ class Endpoints:
     async def _ready(self, _request: Request) -> Response:
         if self._models.draining:
             return JsonResponse({"status": "draining"}, 503)
-        return JsonResponse({"status": "ready", "models": list(self._models.names)})
+        indexes = {"indexes": list(self._indexes.names)} if self._indexes.names else {}
+        return JsonResponse({"status": "ready", "models": list(self._models.names), **indexes})
 
     async def _metrics_page(self, _request: Request) -> Response:
         return Response(await asyncio.to_thread(self._metrics.render), headers={"content-type": CONTENT_TYPE})

@@ -294,7 +294,7 @@ class _Service:
             outer, table.settings, table, timeout_graceful_shutdown=self._settings.drain_seconds or 0.001
         )
         self._server = _Server(config)
-        self._liveness = Liveness(lambda: progress_of(opened.models, opened.metrics))
+        self._liveness = Liveness(lambda: progress_of(opened.models, opened.metrics, opened.indexes))
         self._stalled: list[str] = []
         self._interrupted = False
         self._reload: asyncio.Task[None] | None = None
@@ -438,9 +438,9 @@ class _Service:
             await asyncio.sleep(pause)
 
 
-def progress_of(models: ServedModels, metrics: Metrics) -> dict[str, Progress]:
-    """What the engines of the models have done."""
-    found = {}
+def progress_of(models: ServedModels, metrics: Metrics, indexes: ServedIndexes) -> dict[str, Progress]:
+    """What the engines of the models have done, and the threads that search, under a name that no model can have."""
+    found = {"search in indexes": Progress(indexes.pool.running > 0, indexes.pool.finished)}
     for served in models.all():
         if served.batch is not None:
             stats = served.batch.stats

@@ -21,6 +21,8 @@ class SearchPool:
         self._threads = threads
         self._most = threads + waiting
         self._unfinished = 0
+        self.finished = 0
+        """How many searches have ended, or were taken out of the queue."""
         self._lock = threading.Lock()
 
     @property
@@ -72,3 +74,4 @@ class SearchPool:
     def _leave(self) -> None:
         with self._lock:
             self._unfinished -= 1
+            self.finished += 1

@@ -373,8 +373,8 @@ def test_large_documents_are_read_as_chunks_are_needed(word_piece: Path) -> None
 
 
 def test_settings_are_those_of_the_model_by_default(word_piece: Path) -> None:
-    assert case_of(word_piece, max_tokens=None).chunker.settings == ChunkSettings(256, 38)
-    assert case_of(word_piece, max_tokens=None, max_length=128).chunker.settings == ChunkSettings(128, 19)
+    assert case_of(word_piece, max_tokens=None).chunker.settings == ChunkSettings(128, 19)
+    assert case_of(word_piece, max_tokens=None, max_length=64).chunker.settings == ChunkSettings(64, 9)
     assert case_of(word_piece, max_tokens=400, overlap=0).chunker.settings == ChunkSettings(400, 0)
 
 

@@ -31,6 +31,7 @@ from ortkit import (
 from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.toolkit.search import store, update, vectors, workspace
 from ortkit.toolkit.search.index_file import INDEX_FILE
+from ortkit.toolkit.search.snapshot import Snapshot
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.search.conftest import MANUALS, write_files
 
@@ -145,7 +146,7 @@ def test_added_changed_removed(index: Index, manuals: Path, tiny_embedder: Embed
     assert (report.added, report.changed, report.removed, report.unchanged) == (1, 1, 1, 2)
     assert index.reload()
     assert index.facts.generation == 2
-    # As if it were built anew.
+    # As if it were built from scratch.
     with Index.build(index.path.with_name("other.index"), manuals, tiny_embedder, chunk_tokens=48) as other:
         assert contents(index) == contents(other)
         for query in ("pump", "the dog", "rope", "水泵"):
@@ -320,7 +321,7 @@ def test_another_folder(tmp_path: Path, index: Index) -> None:
         f"the index `{index.path}` is that of the folder `{index.facts.folder}`, and not of `{other}`"
     )
     assert caught.value.hint == (
-        "use another name for the index; to build it anew, add `--restart`, in Python `restart=True`"
+        "use another name for the index; to rebuild it, add `--restart`, in Python `restart=True`"
     )
 
 
@@ -349,7 +350,7 @@ def test_another_bundle(index: Index, manuals: Path, other_bundle: Bundle) -> No
         Index.open(index.path, embedder=other_bundle.path)
     assert caught.value.exit_code == 7
     assert "--restart" in str(caught.value.hint)
-    # A reader of the old one goes on, and does not take vectors of another model.
+    # A reader of the old one continues, and does not take vectors of another model.
     with Index.build(index.path, manuals, other_bundle.path, chunk_tokens=48, restart=True) as made:
         assert made.facts.dimension == 6
         assert made.search("fox")
@@ -539,6 +540,26 @@ def test_readers_beside_a_writer(tmp_path: Path, tiny_embedder: Embedder) -> Non
     built.close()
     assert faults == []
     assert len(seen) > 1
+
+
+def test_a_search_that_meets_a_reload(index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation is replaced, or the index closed, after a search began and before it holds the generation."""
+    write_files(manuals, {"new.txt": "A new word: zyzzyva."})
+    again(index)
+    original = Snapshot.acquire
+    meanwhile = [index.reload]
+
+    def acquire(snapshot: Snapshot) -> bool:
+        if meanwhile:
+            meanwhile.pop()()
+        return original(snapshot)
+
+    monkeypatch.setattr(Snapshot, "acquire", acquire)
+    assert index.search("zyzzyva", mode="bm25")[0].file == "new.txt"
+    with Index.open(index.path, embedder=index.embedder) as opened:
+        meanwhile.append(opened.close)
+        with pytest.raises(InputError, match="is closed"):
+            opened.search("fox")
 
 
 def damaged(index: Index, name: str) -> Path:

@@ -46,7 +46,7 @@ class Folder:
         Index.build(self.index, self.path, self.embedder, chunk_tokens=48).close()
 
     def expected(self) -> list[tuple[str, str, float]]:
-        """What an index has that is built anew."""
+        """What an index has that is built from scratch."""
         shutil.rmtree(self.other, ignore_errors=True)
         with Index.build(self.other, self.path, self.embedder, chunk_tokens=48) as built:
             return hits_of(built)

@@ -212,10 +212,10 @@ def test_a_long_query_warns(animals: Index) -> None:
         ({"top_n": 0}, "`top_n` must be at least 1, not 0"),
         ({"candidates": 0}, "`candidates` must be at least 1, not 0"),
         ({"mode": "fuzzy"}, "`mode` must be one of hybrid, vector, bm25, not `fuzzy`"),
-        ({"paths": "*.md"}, "`paths` must be several globs, not one string"),
-        ({"paths": [""]}, "`` is not a path glob"),
-        ({"paths": ["/"]}, "`/` is not a path glob"),
-        ({"paths": [3]}, "a path glob must be a string, not int"),
+        ({"paths": "*.md"}, "`paths` must be several patterns, not one string"),
+        ({"paths": [""]}, "the path `` matches no file"),
+        ({"paths": ["/"]}, "the path `/` matches no file"),
+        ({"paths": [3]}, "a pattern of `paths` must be a string, not int"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], message: str, animals: Index) -> None:

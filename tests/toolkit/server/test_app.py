@@ -113,6 +113,7 @@ def test_models_are_listed(client: openai.OpenAI, server: LocalServer) -> None:
 def test_health_and_readiness(server: LocalServer) -> None:
     assert server.get("/health").json() == {"status": "ok"}
     assert server.get("/ready").json()["status"] == "ready"
+    assert server.get("/ready").json()["indexes"] == ["manuals"]
     server.models.draining = True
     try:
         assert (server.get("/ready").status_code, server.get("/health").status_code) == (503, 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ortkit import OutOfMemoryError
 from ortkit.runtime.session.memory_limit import resident_memory
 from ortkit.toolkit.server.lifecycle import check_memory, progress_of, with_enough_files
 from ortkit.toolkit.server.operation.metrics import Metrics
+from ortkit.toolkit.server.served_indexes import ServedIndexes
 from ortkit.toolkit.server.served_models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
@@ -22,20 +24,24 @@ def test_progress_is_seen(tmp_path: Path) -> None:
     bundles = {"writer": write_decoder(tmp_path / "writer")[0], "searcher": write_embedder(tmp_path / "searcher")}
     metrics = Metrics()
     models = ServedModels.open(bundles, ServerSettings(slots=2, threads=1), metrics)
+    indexes = ServedIndexes(models, ServerSettings(threads=1), metrics)
     try:
-        idle = progress_of(models, metrics)
+        idle = progress_of(models, metrics, indexes)
         batch = models.find("writer").batch
         assert batch is not None
         with batch.submit("the quick", max_tokens=900, logit_bias={2: -100}) as stream:
             next(stream)
-            first = progress_of(models, metrics)["writer"]
+            first = progress_of(models, metrics, indexes)["writer"]
             # The engine runs ahead of the reader, but not so far.
             for _ in range(700):
                 next(stream)
-            second = progress_of(models, metrics)["writer"]
+            second = progress_of(models, metrics, indexes)["writer"]
         metrics.encoder_batch("searcher", 2, 6)
-        searcher = progress_of(models, metrics)["searcher"]
+        searcher = progress_of(models, metrics, indexes)["searcher"]
+        searching = asyncio.run(indexes.pool.run(lambda: progress_of(models, metrics, indexes)["search in indexes"]))
+        searched = progress_of(models, metrics, indexes)["search in indexes"]
     finally:
+        indexes.close()
         models.close()
 
     assert [idle[name].busy for name in ("writer", "searcher")] == [False, False]
@@ -43,6 +49,8 @@ def test_progress_is_seen(tmp_path: Path) -> None:
     assert second.busy
     assert first.done != second.done
     assert searcher.done != idle["searcher"].done
+    assert (idle["search in indexes"].busy, searching.busy, searched.busy) == (False, True, False)
+    assert searched.done != searching.done
 
 
 def test_memory_of_all_models() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ....runtime.sizes import megabytes
 from .document import Passage, Place, ReadingReport, UnreadableFileError
 from .encoding import clean
 from .headings import Headings
@@ -63,8 +64,8 @@ def _check_sizes(path: Path) -> None:
     xml = sum(part.file_size for part in parts if part.filename.lower().endswith((".xml", ".rels")))
     if len(parts) > _MAX_PARTS or total > _MAX_UNPACKED or xml > _MAX_XML:
         raise UnreadableFileError(
-            f"unpacks to {len(parts):,} parts and {total / 1e6:,.0f} MB, {xml / 1e6:,.0f} MB of them XML; the limits "
-            f"are {_MAX_PARTS:,} parts, {_MAX_UNPACKED / 1e6:,.0f} MB and {_MAX_XML / 1e6:,.0f} MB"
+            f"unpacks to {len(parts):,} parts and {megabytes(total)}, {megabytes(xml)} of them XML; the limits are "
+            f"{_MAX_PARTS:,} parts, {megabytes(_MAX_UNPACKED)} and {megabytes(_MAX_XML)}"
         )
 
 
@@ -115,12 +116,11 @@ class _Reader:
     def paragraph(self, paragraph: Any) -> None:
         text = _text_of(paragraph).strip()
         level = self.level_of(paragraph)
-        if level is None or not text:
+        if not level or not text:
             self.add(text)
             return
         name = " ".join(text.split())
-        if level:
-            self.headings.begin(level, name, lambda above: self.ready.append(Passage(name, Place(headings=above))))
+        self.headings.begin(level, name, lambda above: self.ready.append(Passage(name, Place(headings=above))))
 
     def add(self, text: str) -> None:
         if text:

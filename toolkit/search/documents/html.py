@@ -12,24 +12,11 @@ _LEFT_OUT = frozenset({"iframe", "nav", "noscript", "object", "script", "select"
 _RAW = frozenset({"script", "style"})
 _BLOCKS = frozenset(
     [
-        *(
-            "address",
-            "article",
-            "aside",
-            "blockquote",
-            "body",
-            "caption",
-            "center",
-            "dd",
-            "details",
-            "dialog",
-            "div",
-            "dl",
-        ),
-        *("dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
-        *("head", "header", "hr", "html", "iframe", "legend", "li", "main", "menu", "nav", "noscript", "object"),
-        *("ol", "p", "pre", "section", "summary", "table", "tbody", "template", "tfoot", "thead", "title", "tr"),
-        *("ul"),
+        *("address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "div"),
+        *("dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4"),
+        *("h5", "h6", "head", "header", "hr", "html", "iframe", "legend", "li", "main", "menu"),
+        *("nav", "noscript", "object", "ol", "p", "pre", "section", "summary", "table", "tbody", "template"),
+        *("tfoot", "thead", "title", "tr", "ul"),
     ]
 )
 _IN_CELLS = frozenset({"address", "center", "div", "p", "section"})
@@ -37,8 +24,8 @@ _IN_CELLS = frozenset({"address", "center", "div", "p", "section"})
 _HEADING = re.compile(r"h([1-6])$")
 _VOID = frozenset(
     [
-        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track"),
-        *("wbr"),
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"),
+        *("track", "wbr"),
     ]
 )
 _CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]{1,40})", re.IGNORECASE)

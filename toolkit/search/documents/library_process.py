@@ -89,7 +89,8 @@ class _LibraryProcess:
         if self.process is not None and self.owner == os.getpid() and self.process.poll() is None:
             try:
                 _send(self.process, request)
-            except BrokenPipeError:
+            except (BrokenPipeError, ValueError):
+                # It has ended; ValueError is that of a pipe that is closed.
                 pass
             else:
                 # It may have ended, idle, before it took the request: then there is no answer, not even a beginning.
@@ -112,11 +113,18 @@ class _LibraryProcess:
         )
 
     def end(self) -> None:
-        if self.process is not None and self.owner == os.getpid():
-            self.process.kill()
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if self.owner == os.getpid():
+            process.kill()
+            process.wait()
+        else:
+            # Another process waits for it; without this, `subprocess` warns that nobody does.
+            process.returncode = 0
+        for pipe in filter(None, (process.stdin, process.stdout)):
             with contextlib.suppress(BrokenPipeError):
-                self.process.communicate()
-        self.process = None
+                pipe.close()
 
 
 _PROCESS = _LibraryProcess()
@@ -177,7 +185,7 @@ def _collected(kind: str, reports: Iterator[dict[str, Any]], report: ReadingRepo
     except TimeoutError as error:
         raise UnreadableFileError(
             f"is {name} that takes more than {SECONDS_BETWEEN:.0f} s for a page, or {SECONDS:.0f} s in all",
-            hint="save it anew from the program that made it, or split it",
+            hint="export it again from the program that made it, or split it",
         ) from error
     raise UnreadableFileError(f"is {name} that crashes its reader")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from .document import Passage, Place, ReadingReport, UnreadableFileError
@@ -11,6 +12,8 @@ from .encoding import clean
 
 _MAX_PAGES = 20_000
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+_FULL_LINE = 0.6
+"""Length of a line that ends since the page does, by the longest one."""
 _HYPHEN = re.compile(r"(?<=[a-zà-öø-ÿ])-\n(?=[a-zà-öø-ÿ])")
 """The end of a line inside a word. Words with a hyphen of their own lose it, as in other extractors."""
 
@@ -56,13 +59,24 @@ def _pages(reader: object, pages: int, report: ReadingReport) -> Iterator[Passag
         for paragraph in _BLANK_LINES.split(clean(text)):
             if paragraph.strip():
                 found = True
-                yield Passage(_HYPHEN.sub("", paragraph.strip()), Place(page=number))
+                yield Passage(_flowing(_HYPHEN.sub("", paragraph.strip())), Place(page=number))
     if not found and report.skipped_records:
         raise UnreadableFileError(f"is a damaged PDF: {report.first_fault}")
     if not found:
         raise UnreadableFileError(
             "has no text layer (scanned?)", hint="add one by text recognition, for example with `ocrmypdf`"
         )
+
+
+def _flowing(paragraph: str) -> str:
+    """Join the lines of a sentence, so that a chunk can end where it does; short lines, as in lists, remain."""
+    lines = [line.rstrip() for line in paragraph.split("\n")]
+    full = _FULL_LINE * max(map(len, lines))
+    text = lines[0]
+    for line, following in pairwise(lines):
+        joined = len(line) >= full and not line.endswith((".", "!", "?", ":", ";"))
+        text += (" " if joined else "\n") + following
+    return text
 
 
 def _title_of(reader: object) -> str:

@@ -22,18 +22,19 @@ _ABOVE = ("@", "#[", "//", "/*", "*", "# ", "--")
 _CLOSING = re.compile(r"\s*[)\]}>;,]*\s*(?:end)?[;,]?\s*$")
 _INDENTED = frozenset(
     [
-        *(".c", ".cc", ".cpp", ".cs", ".cxx", ".dart", ".go", ".h", ".hpp", ".java", ".jl", ".js"),
-        *(".jsx", ".kt", ".lua", ".m", ".mjs", ".php", ".pl", ".pm", ".py", ".pyi", ".pyx", ".rb"),
-        *(".rs", ".scala", ".swift", ".ts", ".tsx", ".vb", ".zig"),
+        *(".c", ".cc", ".cpp", ".cs", ".cxx", ".dart", ".go", ".h", ".hpp", ".java", ".jl"),
+        *(".js", ".jsx", ".kt", ".lua", ".m", ".mjs", ".php", ".pl", ".pm", ".py", ".pyi"),
+        *(".pyx", ".rb", ".rs", ".scala", ".swift", ".ts", ".tsx", ".vb", ".zig"),
     ]
 )
 """Suffixes of languages whose definitions begin with a keyword."""
 SUFFIXES = _INDENTED | frozenset(
     [
-        *(".asm", ".bash", ".bat", ".cfg", ".clj", ".cmake", ".conf", ".css", ".dockerfile", ".el", ".elm", ".erl"),
-        *(".ex", ".exs", ".f90", ".gradle", ".graphql", ".hs", ".ini", ".less", ".lisp", ".mk", ".ml", ".nix"),
-        *(".proto", ".ps1", ".r", ".s", ".sass", ".scss", ".service", ".sh", ".sql", ".svg", ".tcl", ".tf"),
-        *(".toml", ".v", ".vhd", ".vim", ".xml", ".xsd", ".xsl", ".yaml", ".yml", ".zsh"),
+        *(".asm", ".bash", ".bat", ".cfg", ".clj", ".cmake", ".conf", ".css", ".dockerfile", ".el", ".elm"),
+        *(".erl", ".ex", ".exs", ".f90", ".gradle", ".graphql", ".hs", ".ini", ".less", ".lisp", ".mk"),
+        *(".ml", ".nix", ".proto", ".ps1", ".r", ".s", ".sass", ".scss", ".service", ".sh", ".sql"),
+        *(".svg", ".tcl", ".tf", ".toml", ".v", ".vhd", ".vim", ".xml", ".xsd", ".xsl", ".yaml"),
+        *(".yml", ".zsh"),
     ]
 )
 

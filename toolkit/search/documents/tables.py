@@ -76,7 +76,7 @@ def _records(reader: ItemReader, report: ReadingReport) -> Iterator[Passage]:
 
 
 def _rows(stream: BinaryIO, position: Position, report: ReadingReport) -> Iterator[Passage]:
-    """The rows of a table. One that does not end is skipped, and reading goes on in the line after its first."""
+    """The rows of a table. One that does not end is skipped, and reading continues in the line after its first."""
     stream.seek(0)
     source = Source(stream)
     position = _header(source, position)

@@ -234,7 +234,9 @@ ANSWERS: dict[str, Any] = {
     ),
     "Tokens": _object({"count": _COUNT, "max_model_len": _COUNT, "tokens": _array(_COUNT)}),
     "Health": _object({"status": {"const": "ok"}}),
-    "Readiness": _object({"status": {"enum": ["ready", "draining"]}}, {"models": _array(_TEXT)}),
+    "Readiness": _object(
+        {"status": {"enum": ["ready", "draining"]}}, {"models": _array(_TEXT), "indexes": _array(_TEXT)}
+    ),
     "Error": _object(
         {
             "error": _object(

@@ -108,7 +108,7 @@ def read_options(fields: Fields, *, results: int = _DEFAULT_RESULTS) -> SearchOp
     filters = fields.fields("filters")
     if filters is not None:
         if given is not None:
-            raise RequestError("`filters` and `paths` contradict each other", param=filters.path("type"))
+            raise RequestError("`filters` and `paths` contradict each other", param=fields.path("filters"))
         paths = tuple(_paths_of(filters))
     fields.refuse("rewrite_query", "the query is used as it is", allowed=(False,))
     ranking = fields.fields("ranking_options")
@@ -165,7 +165,6 @@ def _paths_of(filters: Fields) -> list[str]:
         return _names_of(filters)
     found = filters.objects("filters", required=True, least=1, most=MOST_PATHS) or []
     names = [name for one in found for name in _names_of(one)]
-    filters.value("type")
     filters.finish()
     if len(names) > MOST_PATHS:
         raise RequestError(

@@ -21,7 +21,7 @@ Before all headings.
 One line,
 and another.
 - first item
-  goes on
+  continued
 - second item
 
 1. numbered
@@ -63,7 +63,7 @@ def test_blocks_and_their_places(tmp_path: Path) -> None:
     assert placed(passages) == [
         ("Before all headings.", (5, 5), ()),
         ("One line,\nand another.", (9, 10), ("Pumps",)),
-        ("- first item\n  goes on", (11, 12), ("Pumps",)),
+        ("- first item\n  continued", (11, 12), ("Pumps",)),
         ("- second item", (13, 13), ("Pumps",)),
         ("1. numbered", (15, 15), ("Pumps",)),
         ("| part | size |\n|------|-----:|", (20, 21), start),

@@ -131,7 +131,7 @@ def test_a_query_without_words_finds_nothing_by_bm25(server: LocalServer) -> Non
         ({"paths": ["a", "../x"]}, "paths[1]", "`paths[1]` is not a pattern of files (such as `*.md`, "),
         ({"paths": ["a*b*c*d"]}, "paths[0]", "`paths[0]` is not a pattern of files"),
         ({"paths": ["a" * 1025]}, "paths[0]", "`paths[0]` has 1025 characters, and the limit is 1024"),
-        ({"paths": [], "filters": {}}, "filters.type", "`filters` and `paths` contradict each other"),
+        ({"paths": [], "filters": {}}, "filters", "`filters` and `paths` contradict each other"),
         ({"filters": {"type": "gt"}}, "filters.type", "`filters.type` must be `eq` or `in`, or `or` over these, not"),
         (
             {"filters": {"type": "eq", "key": "page", "value": "1"}},
