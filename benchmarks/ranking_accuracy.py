@@ -14,6 +14,7 @@ from benchmarks.processor import processor
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
 from benchmarks.texts import pairs_of_any_length
+from benchmarks.trained_reranker import trained_checkpoint
 from ortkit import Precision, Reranker
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 
@@ -75,14 +76,13 @@ def main() -> None:
     options = parse_options()
     print(processor())
     pairs = pairs_of_any_length(options.pairs)
-    for shape in Shape:
-        checkpoint = seeded_checkpoint(shape)
+    for checkpoint in (trained_checkpoint(), *map(seeded_checkpoint, Shape)):
         expected = scores_of_pytorch(checkpoint, pairs)
         rows = [
             row_of(agreement_of(Reranker(bundle_of(checkpoint, precision)), pairs, expected))
             for precision in (Precision.FP32, Precision.INT8)
         ]
-        title = f"{shape.value}, {len(pairs):,} pairs; PyTorch's scores spread by {expected.std():.3f}"
+        title = f"{checkpoint.name}, {len(pairs):,} pairs; PyTorch's scores spread by {expected.std():.3f}"
         print_table(title, ["precision", "largest difference", "tau", "tokens", "pairs cut"], rows)
 
 

@@ -126,7 +126,7 @@ def with_table(readme: str, table: str) -> str:
 _FIGURE = re.compile(
     r"(?<![\w.,-])(?:\d[\d,]*\.\d+|\d[\d,]*(?=\s?(?:%|times\b|tokens/s\b|ms\b|us\b|µs\b|s\b|MB\b|MiB\b)))(?![.\d])"
 )
-"""A decimal number, or an integer with a unit; numbers of a workload, such as `100 passages`, are no figures."""
+"""A decimal number, or an integer with a unit; numbers of a workload, such as `100 passages`, do not count."""
 _PERCENT = re.compile(r"\s?%")
 
 

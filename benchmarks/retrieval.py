@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,22 @@ from benchmarks.peers import BUNDLE, MODEL, ortkit_name
 from benchmarks.processor import processor
 from benchmarks.seeded import Shape, bundle_of, seeded_checkpoint
 from benchmarks.table import print_table
+from benchmarks.trained_reranker import trained_checkpoint
 from ortkit import Embedder, Precision, Reranker
 from ortkit.exporters.certification.rank_correlation import kendall_tau
 
 CANDIDATES = 50
 """Passages to rerank."""
 FIRST = 10
-NAMES = {
-    Shape.HEAD: "MiniLM under a seeded head",
-    Shape.TWELVE_LAYERS: "12 seeded layers",
+RERANKERS: dict[str, Callable[[], Path]] = {
+    "trained MiniLM": trained_checkpoint,
+    "MiniLM under a seeded head": lambda: seeded_checkpoint(Shape.HEAD),
+    "12 seeded layers": lambda: seeded_checkpoint(Shape.TWELVE_LAYERS),
 }
+"""Name -> the folder of the checkpoint."""
 NOTE = (
-    "trained cross-encoders cannot be downloaded without the Hub: seeded heads know nothing of relevance, so the "
-    "answers' ranks are random; Kendall's tau shows whether int8 ranks as fp32 does"
+    "published cross-encoders cannot be downloaded without the Hub: the trained one learned from docstrings for some "
+    "minutes, and seeded heads know nothing of relevance; Kendall's tau shows whether int8 ranks as fp32 does"
 )
 
 
@@ -70,16 +73,16 @@ def row_of(name: str, order: NDArray[np.int64], answers: NDArray[np.int64], taus
     return [name, f"{hits[:, 0].mean():.5f}", f"{hits[:, :FIRST].any(axis=1).mean():.5f}", *agreement]
 
 
-def rows_of(shape: Shape, retrieval: Retrieval, candidates: NDArray[np.int64]) -> list[list[str]]:
-    """The rows of a shape's two bundles."""
+def rows_of(name: str, checkpoint: Path, retrieval: Retrieval, candidates: NDArray[np.int64]) -> list[list[str]]:
+    """The rows of the two bundles of a reranker."""
     exact, int8 = (
-        rerank(Reranker(bundle_of(seeded_checkpoint(shape), precision)), retrieval, candidates)
+        rerank(Reranker(bundle_of(checkpoint, precision)), retrieval, candidates)
         for precision in (Precision.FP32, Precision.INT8)
     )
     taus = [kendall_tau(*both) for both in zip(int8.scores.tolist(), exact.scores.tolist(), strict=True)]
     return [
-        row_of(f"reranked, {NAMES[shape]}, fp32", exact.order, retrieval.answers),
-        row_of(f"reranked, {NAMES[shape]}, int8", int8.order, retrieval.answers, taus),
+        row_of(f"reranked, {name}, fp32", exact.order, retrieval.answers),
+        row_of(f"reranked, {name}, int8", int8.order, retrieval.answers, taus),
     ]
 
 
@@ -104,8 +107,8 @@ def main() -> None:
         retrieval = first_questions(retrieval, options.questions)
     candidates = retrieve(Embedder(options.bundle), retrieval, CANDIDATES)
     rows = [row_of(f"as retrieved, {MODEL}, {name}", candidates, retrieval.answers)]
-    for shape in Shape:
-        rows += rows_of(shape, retrieval, candidates)
+    for reranker, checkpoint in RERANKERS.items():
+        rows += rows_of(reranker, checkpoint(), retrieval, candidates)
     held = (candidates == retrieval.answers[:, np.newaxis]).any(axis=1).mean()
     print_table(
         f"{len(retrieval.questions)} questions to {len(retrieval.passages)} passages, the nearest {CANDIDATES} of "

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from ortkit import Bundle, Embedder, Index
 from ortkit.exporters import load_catalog
@@ -170,6 +172,9 @@ def place(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         (tmp_path / "manuals" / name).write_text(content, "utf-8")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, "utf-8")
+    (tmp_path / "pages").mkdir()
+    for name in ("pages.parquet", "pages/1.parquet"):
+        parquet.write_table(pa.table({"id": [1], "body": ["The pump does not start"]}), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(DOCS / "examples")  # the pages say to copy them
     monkeypatch.delenv("ORTKIT_BUNDLES", raising=False)

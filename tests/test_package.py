@@ -31,7 +31,7 @@ def test_public_names_are_those_that_type_checkers_read() -> None:
     checked = {
         alias.asname or alias.name: node.module
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and node.module.startswith("runtime.")
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and node.module.startswith(("runtime.", "toolkit."))
         for alias in node.names
     }
 

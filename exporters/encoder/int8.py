@@ -42,16 +42,16 @@ _MIDDLE = 128
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the products of an encoder are quantized: the default is the fastest, each change costs time."""
+    """How the linear layers of an encoder are quantized: the default is the fastest, each change costs time."""
 
     smoothing: float = 0.85
     """How much of the outliers moves from the activation to the weights (alpha of SmoothQuant)."""
     per_token: bool = False
     """Each token has its own scale after layer norms and attentions too."""
-    precise_first_token: bool = False
-    """Where a head reads first tokens only, those have rows of their own with 16-bit activations."""
-    exact: frozenset[int] = frozenset()
-    """Products that stay in float32, by their number in the order in which the graph runs them."""
+    cls_16bit: bool = False
+    """Where a head reads [CLS] tokens only, those have rows of their own with 16-bit activations."""
+    float32: frozenset[int] = frozenset()
+    """Linear layers that stay in float32, by their number in the order in which the graph runs them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +73,12 @@ def quantize_encoder(model: ir.Model, calibration: Calibration, recipe: Recipe) 
     graph = model.graph
     contexts = {} if recipe.per_token else smooth_contexts(graph, calibration, recipe)
     products = {linear.matmul: number for number, linear in enumerate(linears(graph))}
-    exact = {required(matmul.inputs[0]) for matmul, number in products.items() if number in recipe.exact}
-    first = follow_first_tokens(graph) if recipe.precise_first_token else FirstTokens({}, set())
+    exact = {required(matmul.inputs[0]) for matmul, number in products.items() if number in recipe.float32}
+    first = follow_first_tokens(graph) if recipe.cls_16bit else FirstTokens({}, set())
     for linear in counted(list(linears(graph)), "matrices"):
         # The same for all tokens, which calibration has seen.
         origin = first.origins.get(linear.input, linear.input)
-        if products[linear.matmul] in recipe.exact if linear.matmul in products else origin in exact:
+        if products[linear.matmul] in recipe.float32 if linear.matmul in products else origin in exact:
             continue
         alone = linear.input in first.alone
         operands = _operands_of(graph, linear, origin, contexts.get(origin), calibration, recipe, first=alone)
@@ -146,7 +146,7 @@ def smooth_contexts(graph: ir.Graph, calibration: Calibration, recipe: Recipe) -
     divisors = {}
     for number, linear in enumerate(list(linears(graph))):
         values = values_behind(linear.input)
-        if values is None or number in recipe.exact:
+        if values is None or number in recipe.float32:
             continue
         smoothing = _smoothing_of(linear, calibration.peaks[_name_of(linear.input)], recipe)
         columns = np.ones(values.weight.shape[1], np.float32)

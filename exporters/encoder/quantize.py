@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.graph_io import INPUT_IDS
 from ...runtime.bundle.manifest import (
     Certificate,
+    LadderStep,
     Manifest,
     Precision,
     Quantization,
@@ -25,7 +27,7 @@ from ..providers.coreml_float16 import convert_for_coreml
 from ..steps import QuantizedGraph
 from .calibration import Calibration
 from .float16 import check_range, convert_to_float16
-from .recipe_search import Measured, Outputs, Trials
+from .recipe_search import Measured, Outputs, Step, Trials
 
 SAMPLE = 48
 """Calibration texts on which the error of a single matmul is measured."""
@@ -70,11 +72,24 @@ def quantize_with_recipe(
     """
     calibration = Calibration(graph, judge.calibration_feeds(trial), scratch=scratch)
     trials = Trials(graph, calibration, judge, trial)
-    recipe = trials.find(threshold, expected)
+    found = trials.find(threshold, expected)
+    recipe = found.recipe
     quantization = Quantization(
-        trials.products, len(recipe.exact), recipe.smoothing, recipe.per_token, recipe.precise_first_token
+        trials.matmuls,
+        len(recipe.float32),
+        recipe.smoothing,
+        recipe.per_token,
+        recipe.cls_16bit,
+        tuple(ladder_step(step) for step in found.ladder),
     )
     return QuantizedGraph(trials.quantized(recipe), quantization=quantization)
+
+
+def ladder_step(step: Step) -> LadderStep:
+    """What a manifest says of a recipe that was searched."""
+    # A recipe that gives NaN has no agreement, and JSON no NaN.
+    agreement = step.agreement if step.agreement is not None and math.isfinite(step.agreement) else None
+    return LadderStep(step.recipe.per_token, step.recipe.cls_16bit, len(step.recipe.float32), agreement)
 
 
 def with_threshold(certificate: Certificate, draft: DraftBundle, threshold: float) -> Certificate:

@@ -306,6 +306,25 @@ class Buckets:
 
 
 @dataclass(frozen=True)
+class LadderStep:
+    """One of the int8 recipes that an export could take."""
+
+    per_token: bool
+    cls_16bit: bool
+    float32_matmuls: int
+    agreement: float | None
+    """With PyTorch on the probe set: the lowest cosine of an embedder, the mean Kendall's tau of a reranker.
+
+    None where it was not measured: the search ends at the first recipe that reaches the threshold.
+    """
+
+    def __str__(self) -> str:
+        scales = "per-token scales" if self.per_token else "static scales"
+        cls = " + 16-bit [CLS]" if self.cls_16bit else ""
+        return scales + cls + (f" + float32 matmuls: {self.float32_matmuls}" if self.float32_matmuls else "")
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How the matmuls of an int8 graph were quantized."""
 
@@ -318,12 +337,19 @@ class Quantization:
     """Whether activations after layer norms and attention have a scale per token, not a static one per tensor."""
     cls_16bit: bool = False
     """Whether the [CLS] token, the only one that a classifier reads, has 16-bit activations."""
+    ladder: tuple[LadderStep, ...] = ()
+    """The recipes for this graph, fastest first; empty in bundles from before there was one."""
 
     def __str__(self) -> str:
         float32 = f", {self.float32_matmuls} of them in float32" if self.float32_matmuls else ""
         scale = "per-token" if self.per_token else "static"
         cls = ", 16-bit [CLS]" if self.cls_16bit else ""
         return f"{self.matmuls} matmuls{float32}, {scale} activation scales{cls}, SmoothQuant alpha {self.smoothing:g}"
+
+    def is_taken(self, step: LadderStep) -> bool:
+        """Whether the graph is quantized by this recipe."""
+        own = (self.per_token, self.cls_16bit, self.float32_matmuls)
+        return (step.per_token, step.cls_16bit, step.float32_matmuls) == own
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,16 @@ class Reranker(Encoder, Closable):
         _check_pairs(pairs)
         return self._run(list(pairs), *self._checked_options(options), progress)
 
+    def scores_of(
+        self, found: PairScores, *, scores: Scores | str | None = None, label: str | None = None
+    ) -> NDArray[np.float64]:
+        """The scores of a label, float64 (pairs,), from the logits of `score_with_report` or `stream`.
+
+        >>> reranker.scores_of(reranker.score_with_report([("a fox", "The quick brown fox")])).shape
+        (1,)
+        """
+        return score(found.logits, self._checked_scores(scores))[:, self._place_of(label)]
+
     @takes_keywords(PairOptions)
     def stream(
         self,

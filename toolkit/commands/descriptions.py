@@ -9,7 +9,7 @@ from ...runtime.bundle.manifest import CacheType, Kind, Provider
 from ...runtime.sizes import mebibytes, megabytes
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.manifest import DecoderFacts, Manifest, Source
+    from ...runtime.bundle.manifest import DecoderFacts, Manifest, Quantization, Source
     from ...runtime.decoder.decoder import DecoderPlan
     from ...runtime.decoder.memory_estimate import Footprint
     from ...runtime.encoder.base import Plan
@@ -150,6 +150,8 @@ def describe_bundle(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     how = manifest.quantization or manifest.blocks
     if how is not None:
         lines.append((manifest.precision.value, str(how)))
+    if manifest.quantization is not None and manifest.quantization.ladder:
+        lines.append(("recipes", describe_ladder(manifest.quantization, manifest.kind)))
     certificate = manifest.certificate
     if certificate is not None:
         figures = ", ".join(
@@ -164,6 +166,16 @@ def describe_bundle(manifest: Manifest, size: int) -> list[tuple[str, str]]:
             lines.append(("layers", _layer_error_summary(certificate.layer_errors)))
     lines.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())))
     return lines
+
+
+def describe_ladder(quantization: Quantization, kind: Kind) -> str:
+    """The recipes that an int8 export could take, fastest first: what each of those measured reached, the one taken."""
+    measure = "tau" if kind is Kind.RERANKER else "cosine"
+    parts = []
+    for step in quantization.ladder:
+        reached = "not measured" if step.agreement is None else f"{measure} {step.agreement:.5f}"
+        parts.append(f"{step} ({reached}{', taken' if quantization.is_taken(step) else ''})")
+    return f"fastest first: {'; '.join(parts)}"
 
 
 def _layer_error_summary(errors: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 from ...runtime.errors import InputError
 from ...runtime.output_path import is_special, regular_target_of, target_of
 from ..console.help import ExampleCommand
-from ..console.progress import bar
+from ..console.progress import bar, bar_of
 from ..io.input_format import InputFormat, Source
 from ..io.pipes import check_inputs
 from ..io.streams import open_input, open_output, refuse_input
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..bulk.embed_table import NewColumns
     from ..io.embed_run import RunOptions
 
 
@@ -33,18 +35,24 @@ if TYPE_CHECKING:
     cls=ExampleCommand,
     sections={
         "Input": "--input --input-format --field --literal",
-        "Output": "--output --format --restart",
+        "Output": "--output --format --embedding-column --error-column --restart",
         "Embeddings": "--prompt --dim --dtype --ranges --long --no-truncate",
     },
     examples=[
         'ortkit embed all-MiniLM-L6-v2-int8 "the pump does not start"',
         "ortkit embed all-MiniLM-L6-v2-int8 --input corpus.jsonl --output corpus.npy",
         "ortkit embed all-MiniLM-L6-v2-int8 --dtype int8 < notes.txt > embeddings.jsonl",
+        "ortkit embed all-MiniLM-L6-v2-int8 --input pages.parquet --column body --output embedded.parquet",
     ],
 )
 @bundle_argument()
 @click.argument("texts", nargs=-1, type=Text())
-@once("--input", "source", metavar="FILE", help="Read texts from FILE, `-` for stdin.")
+@once(
+    "--input",
+    "source",
+    metavar="FILE",
+    help="Read texts from FILE, `-` for stdin; for a table also Parquet, Arrow, or a folder of Parquet files.",
+)
 @input_format_option("One text per line, or one per record in --field; other fields are copied to the output.")
 @field_option
 @literal_option
@@ -52,12 +60,24 @@ if TYPE_CHECKING:
     "--format",
     "output_format",
     type=click.Choice([choice.value for choice in OutputFormat]),
-    help="Output format.  [default: npy if FILE ends with .npy, else jsonl]",
+    help="Output format.  [default: by the end of FILE: .npy, .parquet, .arrow, .feather; else jsonl]",
 )
 @once(
     "--output",
     metavar="FILE",
     help="Write to FILE atomically. An interrupted run resumes when repeated.",
+)
+@once(
+    "--embedding-column",
+    type=Text(),
+    metavar="NAME",
+    help="New column of a table for the embeddings.  [default: embedding]",
+)
+@once(
+    "--error-column",
+    type=Text(),
+    metavar="NAME",
+    help="New column of a table for why a row has no embedding.  [default: error]",
 )
 @click.option("--restart", is_flag=True, help="Start from the beginning instead of resuming.")
 @once("--prompt", type=Text(), metavar="NAME", help="Prepend the model's prompt of this name to every text.")
@@ -94,6 +114,8 @@ def embed(
     literal: bool,
     output_format: str | None,
     output: str | None,
+    embedding_column: str | None,
+    error_column: str | None,
     restart: bool,
     prompt: str | None,
     dim: int | None,
@@ -109,15 +131,24 @@ def embed(
     line is a text, empty lines too: line n of the output belongs to line n of the input. JSON, JSONL, CSV and TSV are
     detected, with the text in the field `text` or in --field.
 
+    A table, Parquet or Arrow, keeps the columns of the input, and gets the embeddings as one more; it is written to
+    --output and read from an --input file: Parquet, Arrow, CSV or plain text.
+
     With --output, an invalid record does not end the run: its embedding is NaN (zeros for integer types, null in
     JSON), FILE.failed.jsonl says why, and the exit code is 1.
     """
     if not texts and source is None and sys.stdin.isatty():
         raise InputError("no texts to embed", hint=f'ortkit embed {bundle} "some text", or `--input FILE`, or a pipe')
     check_inputs(texts, source, noun="text", field=field, literal=literal)
-    if output_format is None:
-        output_format = "npy" if output is not None and output.endswith(".npy") else "jsonl"
-    if output is None and output_format == "npy" and sys.stdout.isatty():
+    written = OutputFormat(output_format) if output_format is not None else OutputFormat.of_name(output)
+    if written.is_table:
+        _check_table(texts, source=source, output=output)
+    elif embedding_column is not None or error_column is not None:
+        raise InputError(
+            "`--embedding-column` and `--error-column` are for tables, and the output is not one",
+            hint="write `--output FILE.parquet` or `FILE.arrow`",
+        )
+    if output is None and written is OutputFormat.NPY and sys.stdout.isatty():
         raise InputError("npy is binary, and stdout is a terminal", hint="add `--output embeddings.npy`")
     if restart and output is None:
         raise InputError("`--restart` needs `--output`", hint="without a file, every run starts from the beginning")
@@ -133,7 +164,7 @@ def embed(
         target = regular_target_of(output, hint=f"leave out `--output` and send stdout there: `> {output}`")
     ranges = read_ranges(Path(ranges_file)) if ranges_file is not None else None
     options = RunOptions(
-        output_format=OutputFormat(output_format),
+        output_format=written,
         input_format=InputFormat(input_format),
         field=field,
         prompt=prompt,
@@ -142,7 +173,21 @@ def embed(
         ranges_sha256=hashlib.sha256(ranges.tobytes()).hexdigest() if ranges is not None else None,
         long="error" if no_truncate else long_texts or "truncate",
     )
-    if texts or target is None:
+    if written.is_table and source is not None and target is not None:
+        from ..bulk.embed_table import NewColumns
+
+        columns = NewColumns(embedding_column or "embedding", error_column or "error")
+        _embed_table(
+            bundle,
+            options,
+            source=source,
+            target=target,
+            columns=columns,
+            ranges=ranges,
+            restart=restart,
+            max_memory=max_memory,
+        )
+    elif texts or target is None:
         _embed_in_order(bundle, texts, options, source=source, output=output, ranges=ranges, max_memory=max_memory)
     else:
         _embed_resumable(
@@ -200,14 +245,52 @@ def _embed_resumable(
 ) -> None:
     """Embed the input to a file; invalid records are listed, and an interrupted run resumes."""
     from ...runtime.encoder.embedder import Embedder
-    from ..io.embed_file import embed_to_file, report
+    from ..io.embed_file import embed_to_file, put_in_place, report
     from ..io.embed_run import EmbedRun
+    from ..io.resumable import OutputFiles, StreamRecords
 
     with open_input(source) as stream, bar(stream, enabled=True, output=str(target)) as progress:
         refuse_input(stream, str(target))
         run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
         input_options = InputOptions(options.input_format, options.field, source)
-        done = embed_to_file(
-            run, stream, input_options=input_options, target=target, restart=restart, progress=progress
+        records = StreamRecords(stream, input_options)
+        done = embed_to_file(run, records, target=target, restart=restart, progress=progress, finish=put_in_place)
+    report(run, done, where=f"`{OutputFiles(target).failed}`")
+
+
+def _check_table(texts: Sequence[str], *, source: str | None, output: str | None) -> None:
+    """Raises InputError for a table that would be written to stdout, or made of anything but a file."""
+    if output is None:
+        raise InputError("a table is written to a file", hint="add `--output FILE.parquet` or `FILE.arrow`")
+    if texts or source is None or source == "-":
+        raise InputError(
+            "a table is made of a file",
+            hint="give `--input FILE`: Parquet, Arrow, CSV or plain text; or write `--output FILE.jsonl` or `.npy`",
         )
-    report(run, done, target=target)
+
+
+def _embed_table(
+    bundle: str,
+    options: RunOptions,
+    *,
+    source: str,
+    target: Path,
+    columns: NewColumns,
+    ranges: NDArray[np.float32] | None,
+    restart: bool,
+    max_memory: int | None,
+) -> None:
+    """Embed a column of a table; failed rows are in a column, and an interrupted run resumes."""
+    from ...runtime.encoder.embedder import Embedder
+    from ..bulk.embed_table import embed_table
+    from ..bulk.table_input import open_table, refuse_output
+    from ..io.embed_file import report
+    from ..io.embed_run import EmbedRun
+
+    refuse_output(source, target)
+    with closing(open_table(source, input_format=options.input_format, field=options.field)) as table:
+        columns.check(table.schema)
+        with bar_of(table.rows, output=str(target)) as progress:
+            run = EmbedRun(Embedder(bundle, max_memory=max_memory), options, ranges)
+            done = embed_table(run, table, columns=columns, target=target, restart=restart, progress=progress)
+    report(run, done, where=f"the column `{columns.error}`")

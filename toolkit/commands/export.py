@@ -12,6 +12,7 @@ from ..console.help import ExampleCommand
 from ..console.interrupts import reraised_interrupts
 from ..console.progress import StageProgress
 from ..console.terminal import program_name, say
+from .descriptions import describe_ladder
 from .options import token_host_option
 
 if TYPE_CHECKING:
@@ -156,6 +157,9 @@ def _summarize(exported: Exported) -> None:
     how = bundle.manifest.quantization or bundle.manifest.blocks
     if how is not None:
         say(f"  {precision.value:<8} {how}", err=True)
+    quantization = bundle.manifest.quantization
+    if quantization is not None and quantization.ladder:
+        say(f"  recipes  {describe_ladder(quantization, kind)}", err=True)
     facts = bundle.manifest.decoder
     if facts is not None and facts.plain_attention:
         form = f"`{bundle.manifest.architecture}` with heads of {facts.head_size}"

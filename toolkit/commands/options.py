@@ -111,6 +111,8 @@ PERFORMANCE_OPTIONS = "--threads --max-memory --lookup --rates"
 """Sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",
+    "--column",
+    "field",
     type=Text(),
     metavar="NAME",
     help="JSON field or CSV column that holds the text.  [default: text]",

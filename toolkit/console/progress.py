@@ -165,15 +165,33 @@ class NoProgress:
 
 @contextmanager
 def bar(stream: BinaryIO, *, enabled: bool, output: str | None, verb: str = "embedding") -> Iterator[Progress]:
-    """Show the progress of a stream of texts.
+    """Show the progress of a stream of texts, in bytes; see `bar_of`."""
+    with bar_of(_size_of(stream) if enabled else None, enabled=enabled, output=output, verb=verb) as shown:
+        yield shown
 
-    A bar with rate and time left for a file, a running count for a pipe. Nothing if the results go to the terminal.
+
+def _size_of(stream: BinaryIO) -> int | None:
+    """The size of a regular file; None for a pipe, and for what is none."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+@contextmanager
+def bar_of(
+    total: int | None, *, enabled: bool = True, output: str | None, verb: str = "embedding"
+) -> Iterator[Progress]:
+    """Show the progress of texts, whose sizes sum up to `total`.
+
+    A bar with rate and time left, a running count where the total is not known. Nothing if the results go to the
+    terminal.
     """
     if not enabled or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
         yield NoProgress()
         return
-    status = os.fstat(stream.fileno())
-    shown = TextProgress(status.st_size if stat.S_ISREG(status.st_mode) else None, verb=verb)
+    shown = TextProgress(total, verb=verb)
     show(f"{verb} ...")
     try:
         yield shown

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -15,31 +15,34 @@ from ...runtime.errors import InputError, OrtkitError
 from ...runtime.output_path import flush_folder
 from ..console.progress import Progress, fresh_line
 from .embed_run import EmbedRun, embed_records
-from .resumable import HashedSource, OutputFiles, ResumeState, locked, open_regular, resume_state, save_state
-from .texts import InputOptions, RecordReader
+from .resumable import OutputFiles, ResumableRecords, ResumeState, locked, open_regular, resume_state, save_state
 from .writers import Record, output_errors, write_ranges, writer_for
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Finish = Callable[[OutputFiles, ResumeState, BinaryIO], None]
+"""Makes the output of the complete rows, which the file holds."""
 
 
 def embed_to_file(
-    run: EmbedRun, stream: BinaryIO, *, input_options: InputOptions, target: Path, restart: bool, progress: Progress
+    run: EmbedRun,
+    records: ResumableRecords,
+    *,
+    target: Path,
+    restart: bool,
+    progress: Progress,
+    finish: Finish,
 ) -> ResumeState:
-    """Embed the texts of a stream into a file, atomically.
+    """Embed the texts of an input into a file, atomically.
 
-    For a regular file, an interrupted run resumes unless `restart`. Raises OutputError if another process writes the
-    same output, InputError if the unfinished output has another bundle, input or options.
+    If the input can be read again, an interrupted run resumes unless `restart`. Raises OutputError if another process
+    writes the same output, InputError if the unfinished output has another bundle, input or options.
     """
     options, empty = run.options, run.empty
     files = OutputFiles(target)
-    input_size = _regular_size(stream)
-    source = HashedSource(stream)
+    input_size = records.input_size
     done = begun = ResumeState(bundle=run.embedder.bundle.digest, options=options, input_size=input_size or 0)
     with output_errors(target, *files.hidden), locked(files) as file:
         if input_size is not None and not restart:
-            done = resume_state(files, begun, source=source)
+            done = resume_state(files, begun, records=records)
         if done is begun:
             files.state.unlink(missing_ok=True)
         else:
@@ -50,16 +53,17 @@ def embed_to_file(
                 file.truncate(done.output_size)
                 file.seek(done.output_size)
                 writer = writer_for(options.output_format, file, empty=empty.vectors, rows=done.rows)
-                reader = RecordReader(source, input_options, position=None if done is begun else done.position)
-                for chunk in embed_records(run, reader, writer, progress=progress, strict=False):
+                found = records.records(None if done is begun else done.position)
+                for chunk in embed_records(run, found, writer, progress=progress, strict=False):
                     for index, error in chunk.failed.items():
-                        failures.write(_failure_line(chunk.records[index], error))
+                        row = done.rows + index if options.output_format.is_table else None
+                        failures.write(_failure_line(chunk.records[index], error, row=row))
                     before = done
                     done = replace(
                         done,
-                        position=reader.position,
-                        read=source.size,
-                        read_sha256=source.hash.hexdigest(),
+                        position=records.position,
+                        read=records.size,
+                        read_sha256=records.digest,
                         rows=done.rows + len(chunk.records),
                         output_size=file.tell(),
                         failed=done.failed + len(chunk.failed),
@@ -71,6 +75,9 @@ def embed_to_file(
                     progress.advance(done.read - before.read, len(chunk.records))
                 file.flush()
                 os.fsync(file.fileno())
+            if empty.ranges is not None:
+                write_ranges(files.ranges, empty.ranges)
+            finish(files, done, file)
         except BaseException:
             if input_size is None or done.rows == 0:
                 files.discard()
@@ -80,22 +87,24 @@ def embed_to_file(
                     f"{fresh_line()}note: {done.rows} records are complete; {command} resumes after them", err=True
                 )
             raise
-        _put_in_place(files, done, ranges=empty.ranges)
+        files.discard()
     return done
 
 
-def report(run: EmbedRun, done: ResumeState, *, target: Path) -> None:
-    """Print the warnings; raises OrtkitError when some records failed."""
+def report(run: EmbedRun, done: ResumeState, *, where: str) -> None:
+    """Print the warnings; raises OrtkitError when some records failed, whose reasons are `where`."""
     done.warnings.print(done.rows, run.embedder.max_length)
     if done.failed:
         raise OrtkitError(
             f"{done.failed} of {done.rows} records failed and have no embedding",
-            hint=f"`{OutputFiles(target).failed}` has the reason for each",
+            hint=f"{where} has the reason for each",
         )
 
 
-def _failure_line(found: Record, error: InputError) -> bytes:
-    """A line of FILE.failed.jsonl."""
+def _failure_line(found: Record, error: InputError, *, row: int | None) -> bytes:
+    """A line of FILE.failed.jsonl; with `row`, counted from 0, for the column of a table."""
+    if row is not None:
+        return json.dumps([row, error.message]).encode() + b"\n"
     noun, number = found.where.split(" ")
     return json.dumps({noun: int(number), "error": error.message}, ensure_ascii=False).encode() + b"\n"
 
@@ -110,24 +119,12 @@ def _open_at(path: Path, size: int) -> BinaryIO:
     return file
 
 
-def _regular_size(stream: BinaryIO) -> int | None:
-    """The size of a regular file; None for a pipe, which cannot be read again."""
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, AttributeError):
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _put_in_place(files: OutputFiles, done: ResumeState, *, ranges: NDArray[np.float32] | None) -> None:
-    """Rename the hidden files to the output and the list of failures, and delete the state."""
+def put_in_place(files: OutputFiles, done: ResumeState, _file: BinaryIO) -> None:
+    """Rename the hidden files to the output and the list of failures."""
     if done.failed:
         files.failed_partial.replace(files.failed)
     else:
         # Left by an earlier run.
         files.failed.unlink(missing_ok=True)
-    if ranges is not None:
-        write_ranges(files.ranges, ranges)
     files.partial.replace(files.target)
     flush_folder(files.target.parent)
-    files.discard()

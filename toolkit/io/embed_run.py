@@ -96,7 +96,7 @@ def embed_records(
     With `strict`, the first text that cannot be embedded raises InputError; otherwise it is listed as failed.
     """
     for chunk in _chunks_of(records, characters=run.embedder.chunk_characters):
-        vectors, failed, warnings = _embed_chunk(run, chunk, progress=progress.within, strict=strict)
+        vectors, failed, warnings = embed_chunk(run, chunk, progress=progress.within, strict=strict)
         writer.write(chunk, vectors, failed=failed)
         yield EmbeddedChunk(chunk, failed, warnings)
     writer.close()
@@ -123,8 +123,8 @@ def embed_to_stream(
     return warnings, total
 
 
-def _embed_chunk(
-    run: EmbedRun, chunk: Sequence[Record], *, progress: Callable[[int], None], strict: bool
+def embed_chunk(
+    run: EmbedRun, chunk: Sequence[Record], *, progress: Callable[[int], None] | None = None, strict: bool = False
 ) -> tuple[NDArray[Any], dict[int, InputError], TextWarnings]:
     """Embed a chunk: a row for each record, the errors of failed ones by index, and the warnings."""
     import numpy as np
@@ -145,7 +145,7 @@ def _embed_valid(
     texts: dict[int, TextRecord],
     failed: dict[int, InputError],
     *,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] | None,
     strict: bool,
 ) -> Embeddings:
     """Embed the valid texts; move the others from `texts` to `failed`, all with the same error at once."""
@@ -159,7 +159,8 @@ def _embed_valid(
             if strict:
                 raise run.located(error, texts[places[0]].where) from error
             for place in places:
-                failed[place] = run.located(error, texts.pop(place).where)
+                found = texts.pop(place)
+                failed[place] = run.located(error, found.subject or found.where)
 
 
 def _chunks_of(records: Iterable[Record], *, characters: int) -> Iterator[list[Record]]:

@@ -54,6 +54,7 @@ _ARRAY_BEGINS = re.compile(r'\s*\[\s*["\[{]')
 """The same for a line of which only the beginning is known."""
 _COLUMN_NAME = re.compile(r"[^\W\d]([^!?]{,38}[^\s.!?])?")
 """A short name without the punctuation of a sentence; prose has spaces after its commas."""
+_TABLES = ("Parquet", "Arrow")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,10 @@ def _refuse_binary(beginning: bytes, name: str | None) -> None:
         )
     binary = binary_format_of(beginning)
     if binary is not None:
-        raise InputError(f"the input is {binary}, not text", hint="convert it to plain text, JSONL or CSV first")
+        hint = "convert it to plain text, JSONL or CSV first"
+        if binary in _TABLES:
+            hint = f"`ortkit embed` reads it where it writes a table, `--output FILE.parquet`; else {hint}"
+        raise InputError(f"the input is {binary}, not text", hint=hint)
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("the input is UTF-16, not UTF-8", hint="convert it: `iconv -f UTF-16 -t UTF-8`")
 

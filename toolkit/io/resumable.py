@@ -11,11 +11,11 @@ import json
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import click
 
@@ -25,7 +25,9 @@ from ...runtime.output_path import flush_folder, try_lock
 from ..console.progress import fresh_line
 from .embed_run import RunOptions
 from .input_format import InputFormat, Position, Source
+from .texts import InputOptions, RecordReader
 from .warnings_report import TextWarnings
+from .writers import Record
 
 _BLOCK = 1 << 20
 
@@ -42,7 +44,7 @@ class ResumeState:
     position: Position = field(default_factory=Position)
     """Format of the input and position in it."""
     read: int = 0
-    """Bytes of the input that are embedded."""
+    """Bytes of the input that are embedded; for a table, the rows or the bytes of texts."""
     read_sha256: str = ""
     rows: int = 0
     output_size: int = 0
@@ -82,8 +84,13 @@ class OutputFiles:
         return self.target.with_name(f".{self.target.name}.failed.partial")
 
     @property
+    def table(self) -> Path:
+        """The table that is written when all vectors are in `partial`."""
+        return self.target.with_name(f".{self.target.name}.table.partial")
+
+    @property
     def hidden(self) -> tuple[Path, ...]:
-        return (self.partial, self.state, self.next_state, self.failed_partial)
+        return (self.partial, self.state, self.next_state, self.failed_partial, self.table)
 
     def discard(self) -> None:
         for path in self.hidden:
@@ -105,6 +112,68 @@ class HashedSource(Source):
     def take(self, data: bytes) -> None:
         super().take(data)
         self.hash.update(data)
+
+
+class ResumableRecords(Protocol):
+    """The records of an input that can be read again, and how much of it was read."""
+
+    input_size: int | None
+    """Bytes of the whole input; None for a pipe, which cannot be read again."""
+
+    @property
+    def size(self) -> int:
+        """How much of the input was read; of a table, rows or the bytes of texts."""
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what was read."""
+
+    @property
+    def position(self) -> Position: ...
+
+    def skip(self, size: int) -> None:
+        """Read what an earlier run embedded."""
+
+    def records(self, position: Position | None) -> Iterable[Record]:
+        """The records from the position of an earlier run on, None to begin."""
+
+
+class StreamRecords:
+    """The records of a stream of text, JSON or CSV."""
+
+    def __init__(self, stream: BinaryIO, options: InputOptions) -> None:
+        self.input_size = _regular_size(stream)
+        self._source = HashedSource(stream)
+        self._options = options
+        self._reader: RecordReader | None = None
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    @property
+    def digest(self) -> str:
+        return self._source.hash.hexdigest()
+
+    @property
+    def position(self) -> Position:
+        return Position() if self._reader is None else self._reader.position
+
+    def skip(self, size: int) -> None:
+        self._source.skip(size)
+
+    def records(self, position: Position | None) -> RecordReader:
+        self._reader = RecordReader(self._source, self._options, position=position)
+        return self._reader
+
+
+def _regular_size(stream: BinaryIO) -> int | None:
+    """The size of a regular file; None for a pipe, which cannot be read again."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, AttributeError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def open_regular(path: Path, flags: int) -> int:
@@ -162,8 +231,8 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def resume_state(files: OutputFiles, begun: ResumeState, *, source: HashedSource) -> ResumeState:
-    """The state of an interrupted run, with `source` advanced to it; `begun` if there is none.
+def resume_state(files: OutputFiles, begun: ResumeState, *, records: ResumableRecords) -> ResumeState:
+    """The state of an interrupted run, with `records` advanced to it; `begun` if there is none.
 
     Raises InputError if the unfinished output has another bundle, input or options than `begun`.
     """
@@ -189,8 +258,8 @@ def resume_state(files: OutputFiles, begun: ResumeState, *, source: HashedSource
     elif found.input_size != begun.input_size:
         other = "another input"
     else:
-        source.skip(found.read)
-        if source.hash.hexdigest() != found.read_sha256:
+        records.skip(found.read)
+        if records.digest != found.read_sha256:
             other = "another input"
     if other is not None:
         raise InputError(

@@ -27,9 +27,11 @@ class TextRecord:
     text: str
     fields: dict[str, Any]
     where: str
-    """`line 3`, or `text 3` for an argument, counted from 1."""
+    """`line 3`, `row 3` of a table, or `text 3` for an argument; counted from 1."""
     size: int
     """Bytes in the input."""
+    subject: str | None = None
+    """The subject of errors of this text, where that is not `where`: in a table they stand in its row."""
 
 
 @dataclass(frozen=True)

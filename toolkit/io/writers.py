@@ -30,6 +30,28 @@ class OutputFormat(StrEnum):
     JSONL = "jsonl"
     JSON = "json"
     NPY = "npy"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the output is a table with the columns of the input, which `toolkit/bulk` writes."""
+        return self in (OutputFormat.PARQUET, OutputFormat.ARROW)
+
+    @classmethod
+    def of_name(cls, name: str | None) -> OutputFormat:
+        """The format for a file of this name; JSONL for any other name, and for stdout."""
+        return _SUFFIXES.get(Path(name).suffix.lower(), cls.JSONL) if name is not None else cls.JSONL
+
+
+_SUFFIXES = {
+    ".npy": OutputFormat.NPY,
+    ".parquet": OutputFormat.PARQUET,
+    ".pq": OutputFormat.PARQUET,
+    ".arrow": OutputFormat.ARROW,
+    ".feather": OutputFormat.ARROW,
+    ".ipc": OutputFormat.ARROW,
+}
 
 
 class Writer(Protocol):
@@ -115,8 +137,11 @@ class NpyWriter:
 
 
 def writer_for(output_format: OutputFormat, file: BinaryIO, *, empty: NDArray[Any], rows: int = 0) -> Writer:
-    """The writer for a seekable file with `rows` already; `empty` (0, width) has the type of the embeddings."""
-    if output_format is OutputFormat.NPY:
+    """The writer for a seekable file with `rows` already; `empty` (0, width) has the type of the embeddings.
+
+    The vectors of a table are kept as npy until all are computed.
+    """
+    if output_format is OutputFormat.NPY or output_format.is_table:
         return NpyWriter(file, empty, rows=rows)
     return _JsonWriter(file, rows=rows) if output_format is OutputFormat.JSON else _JsonlWriter(file)
 

@@ -12,7 +12,7 @@ from ortkit.exporters.bundle_manifest import make_manifest, tokenizer_facts
 from ortkit.exporters.encoder.calibration import Calibration
 from ortkit.exporters.encoder.cls_token import follow_first_tokens, narrow_last_layer, path_of_first_tokens
 from ortkit.exporters.encoder.int8 import Recipe, quantize_encoder
-from ortkit.exporters.encoder.recipe_search import FIRST_PRECISE, PRECISE
+from ortkit.exporters.encoder.recipe_search import ladder_for
 from ortkit.exporters.encoder.tracing import rebuild, trace
 from ortkit.exporters.graph.passes import tidy
 from ortkit.exporters.models.tokenizer import bundle_tokenizer
@@ -25,6 +25,7 @@ RNG = np.random.default_rng(4)
 IDS = RNG.integers(1000, 20000, size=(3, 40))
 TYPES = np.repeat([[0] * 10 + [1] * 30], 3, axis=0)
 LAYERS = 2
+STATIC_CLS, PER_TOKEN_CLS = Recipe(cls_16bit=True), Recipe(smoothing=0.7, per_token=True, cls_16bit=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +99,19 @@ def test_of_all_tokens_the_last_layer_reads_keys_and_values_only(classifier: byt
     assert [node.op_type for node, _ in path.target.uses()] == ["MatMul"]
 
 
+def test_the_ladder_has_16_bits_for_the_cls_token_where_a_head_reads_it_only(classifier: bytes) -> None:
+    assert ladder_for(graph_of(classifier).graph) == (Recipe(), STATIC_CLS, PER_TOKEN_CLS)
+
+
 def test_most_of_the_error_of_int8_goes(classifier: bytes) -> None:
     exact = logits(graph_of(classifier))
-    plain, precise = (
-        np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), FIRST_PRECISE)
-    )
+    plain, precise = (np.abs(logits(quantized(classifier, recipe)) - exact).mean() for recipe in (Recipe(), STATIC_CLS))
 
     print(f"mean error {plain:.2e} and {precise:.2e}")
     assert precise < plain / 1.5
 
 
-@pytest.mark.parametrize("recipe", [FIRST_PRECISE, PRECISE])
+@pytest.mark.parametrize("recipe", [STATIC_CLS, PER_TOKEN_CLS])
 def test_a_pair_gets_the_same_bits_in_any_batch(classifier: bytes, recipe: Recipe) -> None:
     model = quantized(classifier, recipe)
     alone = [logits(model, IDS[[row]], TYPES[[row]]) for row in range(len(IDS))]
@@ -118,7 +121,7 @@ def test_a_pair_gets_the_same_bits_in_any_batch(classifier: bytes, recipe: Recip
 
 
 def test_products_may_stay_exact_for_all_tokens_and_the_first(classifier: bytes) -> None:
-    model = quantized(classifier, Recipe(precise_first_token=True, exact=frozenset({1})))
+    model = quantized(classifier, Recipe(cls_16bit=True, float32=frozenset({1})))
     products = [node for node in model.graph if node.op_type == "MatMul"]
 
     assert len(products) == 2
@@ -131,3 +134,4 @@ def test_a_graph_without_a_head_has_no_such_path() -> None:
     narrow_last_layer(model.graph)
 
     assert path_of_first_tokens(model.graph) is None
+    assert ladder_for(model.graph) == (Recipe(), Recipe(per_token=True))

@@ -8,7 +8,7 @@ import pytest
 
 from ortkit import Bundle, BundleError
 from ortkit.runtime.bundle.golden_vector import pack_vector, unpack_vector
-from ortkit.runtime.bundle.manifest import SCHEMA, Certificate, Manifest, Quantization, WeightBlocks
+from ortkit.runtime.bundle.manifest import SCHEMA, Certificate, LadderStep, Manifest, Quantization, WeightBlocks
 from ortkit.runtime.bundle.manifest_json import OLDEST, manifest_from_json, manifest_to_json
 from ortkit.runtime.bundle.records import write_record
 
@@ -91,6 +91,23 @@ def test_how_a_graph_was_quantized_in_words(quantized: Manifest) -> None:
     assert str(WeightBlocks(9, 0, 8, 8, 32, 32, symmetric=True, rounding="source")) == (
         "9 matmuls, 8 bits, block size 32, symmetric, blocks of the GGUF file"
     )
+
+
+def test_the_ladder_is_kept_and_left_out_where_there_is_none(quantized: Manifest) -> None:
+    steps = (
+        LadderStep(per_token=False, cls_16bit=False, float32_matmuls=0, agreement=0.94),
+        LadderStep(per_token=True, cls_16bit=True, float32_matmuls=1, agreement=None),
+    )
+    how = dataclasses.replace(quantized.quantization or Quantization(1, 0, 1, per_token=True), ladder=steps)
+    manifest = dataclasses.replace(quantized, quantization=how)
+
+    assert manifest_from_json(manifest_to_json(manifest)) == manifest
+    assert [how.is_taken(step) for step in steps] == [False, True]
+    assert [str(step) for step in steps] == [
+        "static scales",
+        "per-token scales + 16-bit [CLS] + float32 matmuls: 1",
+    ]
+    assert "ladder" not in json.loads(manifest_to_json(quantized))["quantization"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Bulk jobs on tables of pyarrow: `ortkit.bulk`, and Parquet and Arrow files for `ortkit embed`."""
