@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,12 +37,12 @@ class Newcomer:
 
     def type(self, what: str, command: Sequence[str]) -> str:
         """Run a command; its output."""
+        print(f"\n$ {shlex.join(command)}", flush=True)
         begin = time.monotonic()
         finished = subprocess.run(
             command, cwd=self.folder, env=self._environment, capture_output=True, text=True, check=False
         )
         self.rows.append([what, f"{time.monotonic() - begin:.1f}"])
-        print(f"\n$ {' '.join(command)}")
         lines = (finished.stdout + finished.stderr).splitlines()
         print("\n".join([*(["..."] if len(lines) > SHOWN else []), *lines[-SHOWN:]]))
         if finished.returncode:
