@@ -40,6 +40,7 @@ from benchmarks.search_quality import (
     significant,
 )
 from ortkit import Embedder, Index, Reranker
+from ortkit.toolkit.search.fusion import SIMILARITY_SHARE
 from tests.tiny_bundles import write_embedder, write_reranker
 
 PACKAGES = """\
@@ -238,7 +239,7 @@ def test_fusions_are_computed_from_the_figures_of_a_search(small: tuple[Index, C
     for candidates, query in zip(found, collection.queries, strict=True):
         hits = index.search(query.text, top_n=10)
         assert candidates.files == [hit.file for hit in hits]
-        own = fusion.reciprocal_ranks(candidates, weight=1, constant=60)
+        own = fusion.observed(candidates, share=SIMILARITY_SHARE)
         assert own.tolist() == pytest.approx([hit.scores.fused for hit in hits])
         vectors = fusion.observed(candidates, share=1)
         assert (vectors.min(), vectors.max()) == (0, 1)
@@ -257,6 +258,8 @@ def test_sums_of_scores() -> None:
         bm25_rank=np.array([inf, 2, 1]),
     )
 
+    ranks = fusion.reciprocal_ranks(found, weight=2, constant=60)
+    assert ranks == pytest.approx([2 / 61, 2 / 62 + 1 / 62, 1 / 61])
     assert fusion.theoretical(found, share=0.5) == pytest.approx([0.5, 0.5 * 1.2 / 1.6 + 0.25, 0.5 * 1.1 / 1.6 + 0.5])
     assert fusion.observed(found, share=0.5) == pytest.approx([0.5, 0.25, 0.5])
     assert fusion.scaled(np.zeros(2), 0.0).tolist() == [0, 0]

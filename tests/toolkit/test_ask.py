@@ -53,7 +53,7 @@ def test_the_answer_and_its_sources(asked: Ortkit, answers: list[str]) -> None:
     assert finished.out.decode() == (
         "With the crank [1]. See [?].\n"
         "\nSources:\n[1] pumps/bilge.md:3  Bilge pump\n"
-        "\nAlso given to the LLM:\n[2] pumps/bilge.md:7  Bilge pump > Fuse\n"
+        "\nAlso given to the LLM:\n[2] lamps.csv:2  lamps.csv\n"
     )
     assert finished.err == "note: the answer cites [9], and there is no such source; it is shown as [?]\n"
 
@@ -97,7 +97,7 @@ def test_the_prompt_is_that_of_the_answerer(asked: Ortkit, manuals_index: Path, 
     assert (found["found"], found["question"], found["citations"]) == (True, QUESTION, [])
     assert found["best_similarity"] == grounding.best_similarity
     assert [(source["number"], source["file"], source["cut"]) for source in found["sources"]] == [
-        (1, "pumps/bilge.md", False), (2, "pumps/bilge.md", False)
+        (1, "pumps/bilge.md", False), (2, "lamps.csv", False)
     ]  # fmt: skip
 
 

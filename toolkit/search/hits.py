@@ -13,7 +13,7 @@ class SearchMode(StrEnum):
     """Which rankings a search fuses."""
 
     HYBRID = "hybrid"
-    """Embeddings and BM25, by reciprocal rank fusion."""
+    """Embeddings and BM25, by a sum of their scores."""
     VECTOR = "vector"
     """Embeddings alone."""
     BM25 = "bm25"
@@ -30,8 +30,8 @@ class HitScores:
     bm25: float | None
     """Okapi BM25 by SQLite's FTS5, as a positive number: higher is better."""
     bm25_rank: int | None
-    fused: float
-    """Reciprocal rank fusion: the sum of 1 / (60 + rank)."""
+    fused: float | None
+    """In hybrid mode, from 0 to 1: 70% by the similarity and 30% by BM25, relative to the query's best passages."""
     reranked: float | None
     """The reranker's score, with its publisher's activation."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 
@@ -59,10 +59,10 @@ def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[
     located = snapshot.locate(chunks)
     vectors = _Ranking.of(by_vector, located, request.candidates)
     words = _Ranking.of(by_words, located, request.candidates)
-    fused = fuse([tuple(vectors.scores), tuple(words.scores)])
+    similarities = _similarities(snapshot, query, vectors, words, located)
+    fused = _fused(request.mode, similarities, vectors, words)
     best = sorted(fused, key=lambda chunk: (-fused[chunk], located[chunk].order))
     best = best[: request.top_n if request.reranker is None else request.candidates]
-    similarities = _similarities(snapshot, query, vectors, best, located)
     texts = snapshot.texts(best)
     folder = path_of(snapshot.index.origin.folder)
     hits = []
@@ -73,11 +73,10 @@ def search(snapshot: Snapshot, request: Request, embed: Callable[[str], NDArray[
             similarity_rank=vectors.ranks.get(chunk),
             bm25=words.scores.get(chunk),
             bm25_rank=words.ranks.get(chunk),
-            fused=fused[chunk],
+            fused=fused[chunk] if request.mode is SearchMode.HYBRID else None,
             reranked=None,
         )
-        own = {SearchMode.VECTOR: scores.similarity, SearchMode.BM25: scores.bm25}.get(request.mode)
-        score = scores.fused if own is None else own
+        score = fused[chunk]
         path, read = folder / file, text.embedded_text
         hits.append(Hit(rank, text.text, text.title, file, path, text.place, score, scores, read))
     if request.reranker is None:
@@ -111,16 +110,25 @@ def _similarities(
     snapshot: Snapshot,
     query: NDArray[np.float32] | None,
     vectors: _Ranking,
-    chunks: Sequence[int],
+    words: _Ranking,
     located: dict[int, Located],
 ) -> dict[int, float]:
-    """The similarities of the ranked chunks, and of those that BM25 alone found."""
+    """The similarities of all candidates, also of those that BM25 alone found; none without an embedding."""
     if query is None:
         return {}
-    others = [chunk for chunk in chunks if chunk not in vectors.scores]
+    others = [chunk for chunk in words.scores if chunk not in vectors.scores]
     rows = np.array([located[chunk].row for chunk in others], np.int64)
     found = snapshot.vectors.similarities(query, rows)
     return vectors.scores | dict(zip(others, found.tolist(), strict=True))
+
+
+def _fused(mode: SearchMode, similarities: dict[int, float], vectors: _Ranking, words: _Ranking) -> dict[int, float]:
+    """The score by which candidates are ranked: that of the only ranking, or of both."""
+    if mode is SearchMode.BM25:
+        return words.scores
+    if mode is SearchMode.VECTOR:
+        return vectors.scores
+    return fuse(similarities, words.scores, lowest=min(vectors.scores.values(), default=0.0))
 
 
 def _reranked(reranker: Reranker, query: str, hits: list[Hit], count: int) -> list[Hit]:

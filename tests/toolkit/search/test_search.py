@@ -59,9 +59,9 @@ def test_bm25_finds_words_alone(animals: Index, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_hybrid_is_the_fusion_of_both(animals: Index) -> None:
-    vector = order(animals.search("the cat", mode="vector", top_n=100))
-    words = order(animals.search("the cat", mode="bm25", top_n=100))
-    expected = fuse([vector, words])
+    vector = {hit.file: hit.score for hit in animals.search("the cat", mode="vector", top_n=100)}
+    words = {hit.file: hit.score for hit in animals.search("the cat", mode="bm25", top_n=100)}
+    expected = fuse(vector, words, lowest=min(vector.values()))
     hits = animals.search("the cat", top_n=100)
     assert order(hits) == sorted(expected, key=lambda file: (-expected[file], file))
     assert [hit.score for hit in hits] == [hit.scores.fused for hit in hits]
@@ -230,6 +230,13 @@ def test_more_candidates_than_chunks(animals: Index) -> None:
     assert len(animals.search("fox", top_n=7, candidates=2)) == 7
 
 
-def test_fusion_is_that_of_the_paper() -> None:
-    assert fuse([["a", "b"], ["b", "c"]]) == {"a": 1 / 61, "b": 1 / 62 + 1 / 61, "c": 1 / 62}
-    assert fuse([]) == {}
+def test_fusion_is_a_sum_of_scaled_scores() -> None:
+    # TM2C2 of the paper, with alpha = 0.7, from the lowest similarity of the embeddings' ranking.
+    fused = fuse({"a": 0.6, "b": 0.4, "c": 0.2, "d": 0.1}, {"b": 4.0, "d": 8.0}, lowest=0.2)
+    assert fused == {"a": 0.7, "b": 0.5, "c": 0.0, "d": 0.3}
+
+
+def test_fusion_of_few_or_equal_scores() -> None:
+    assert fuse({}, {}, lowest=0.0) == {}
+    assert fuse({"a": -0.2}, {}, lowest=-0.2) == {"a": 0.7}
+    assert fuse({"a": 0.5, "b": 0.5, "c": 0.4}, {"c": 1.0}, lowest=0.5) == {"a": 0.7, "b": 0.7, "c": 0.3}

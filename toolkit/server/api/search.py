@@ -117,7 +117,7 @@ def read_options(fields: Fields, *, results: int = _DEFAULT_RESULTS) -> SearchOp
         return options
     ranker = ranking.text("ranker", empty=False)
     threshold = ranking.number("score_threshold", least=0, most=1)
-    ranking.refuse("hybrid_search", "the two rankings have equal weights; `mode` selects one of them")
+    ranking.refuse("hybrid_search", "the two rankings have fixed weights; `mode` selects one of them")
     ranking.finish()
     if ranker is not None:
         options = replace(

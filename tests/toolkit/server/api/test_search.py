@@ -147,7 +147,7 @@ def test_a_query_without_words_finds_nothing_by_bm25(server: LocalServer) -> Non
         (
             {"ranking_options": {"hybrid_search": {}}},
             "ranking_options.hybrid_search",
-            "`ranking_options.hybrid_search` is not supported: the two rankings have equal weights",
+            "`ranking_options.hybrid_search` is not supported: the two rankings have fixed weights",
         ),
         (
             {"mode": "bm25", "ranking_options": {"score_threshold": 0.5}},
