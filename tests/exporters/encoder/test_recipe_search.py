@@ -133,7 +133,7 @@ def test_an_export_holds_the_cosine_that_it_was_asked_for(
     assert all(step.agreement is not None and step.agreement < 0.99999 for step in faster)
     assert quantization.is_taken(taken)
     assert taken.agreement == pytest.approx(certificate.figures["cosine_min"], abs=1e-6)
-    assert f"{taken} (cosine {taken.agreement:.5f}, taken)" in ortkit("inspect", bundle.path).out
+    assert f"{taken} (cosine {taken.agreement:.5f}, taken)" in ortkit("inspect", bundle.path).out.decode()
     texts = ["the pump", "a dry pump", "water runs", "cold"]
     embedder = Embedder(bundle)
     together = embedder.embed(texts)
