@@ -55,7 +55,7 @@ def named(parts: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (gzip.compress(b"text"), "is compressed with gzip", "unpack it: `gzip -dc 'a b.txt' > ...`"),
+        (gzip.compress(b"text", mtime=0), "is compressed with gzip", "unpack it: `gzip -dc 'a b.txt' > ...`"),
         (bz2.compress(b"text"), "is compressed with bzip2", "unpack it: `bzip2 -dc 'a b.txt' > ...`"),
         (lzma.compress(b"text"), "is compressed with xz", "unpack it: `xz -dc 'a b.txt' > ...`"),
         (b"\x28\xb5\x2f\xfd...", "is compressed with Zstandard", "unpack it: `zstd -dc 'a b.txt' > ...`"),
