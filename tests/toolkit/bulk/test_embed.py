@@ -334,3 +334,13 @@ def test_names_of_columns_are_checked_at_once(
     """And not by each process of an engine."""
     with pytest.raises(InputError, match=re.escape(message)):
         call("bundle", **options)  # type: ignore[arg-type]
+
+
+def test_without_a_lock_each_process_verifies_for_itself(small_embedder: Bundle, cache: Path) -> None:
+    """A link in the place of the lock is not followed."""
+    (cache / "verified-files.json.lock").symlink_to(cache / "other")
+
+    found = Embed(small_embedder.path, workers=1, max_memory=1 << 33)(pa.table({"text": ["the fox"]}))
+
+    assert found["error"].to_pylist() == [None]
+    assert not (cache / "other").exists()
