@@ -22,6 +22,8 @@ except ImportError as error:
 __all__ = [
     "SUBJECT",
     "bytes_of",
+    "check_batch",
+    "check_name",
     "check_names",
     "check_new",
     "error_column",
@@ -43,8 +45,28 @@ SUBJECT = "the text"
 """The subject of messages in the column of errors."""
 
 
+def check_batch(batch: object) -> None:
+    """Raises InputError for what an engine hands over in another format."""
+    if not isinstance(batch, (pa.Table, pa.RecordBatch)):
+        raise InputError(
+            f"a batch must be a pyarrow Table or RecordBatch, not {type(batch).__name__}",
+            hint='Ray Data hands over tables with `batch_format="pyarrow"`, and Spark with `mapInArrow`',
+        )
+
+
+def check_name(name: object, option: str) -> None:
+    """Raises InputError for what cannot be the name of a column."""
+    if not isinstance(name, str):
+        raise InputError(f"`{option}` must be the name of a column, not {type(name).__name__}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"`{option}` is not valid UTF-8 or Unicode, which names of columns are") from error
+
+
 def text_index(schema: pa.Schema, name: str, *, option: str) -> int:
     """The index of a column of texts; raises InputError where there is none of this name, or it has another type."""
+    check_name(name, option)
     found = schema.get_all_field_indices(name)
     if len(found) > 1:
         raise InputError(f"the table has {len(found)} columns `{name}`", hint="rename one of them")
@@ -78,7 +100,11 @@ def check_new(schema: pa.Schema, names: Mapping[str, str]) -> None:
 
 
 def check_names(first: tuple[str, str], second: tuple[str, str]) -> dict[str, str]:
-    """Two new columns and their options; raises InputError if both have the same name."""
+    """Two new columns and their options; raises InputError for what is not a name, and if both have the same."""
+    for name, option in (first, second):
+        check_name(name, option)
+        if not name:
+            raise InputError(f"`{option}` must not be empty", hint="name a column")
     if first[0] == second[0]:
         raise InputError(f"`{first[1]}` and `{second[1]}` both name the column `{first[0]}`", hint="name two columns")
     return dict((first, second))
@@ -87,7 +113,9 @@ def check_names(first: tuple[str, str], second: tuple[str, str]) -> dict[str, st
 def bytes_of(column: pa.Array) -> list[bytes | None]:
     """The texts of a column in UTF-8, which pyarrow does not check; None for null."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        # Without decoding, which would repeat a long text for each of its rows.
+        values = bytes_of(column.dictionary)
+        return [None if place is None else values[place] for place in column.indices.to_pylist()]
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.large_string())
     large = pa.types.is_large_string(column.type)

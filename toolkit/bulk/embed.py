@@ -15,6 +15,8 @@ from ..io.embed_run import EmbedRun, RunOptions, embed_chunk
 from ..io.input_format import InputFormat
 from ..io.writers import OutputFormat, Record
 from .arrow import (
+    check_batch,
+    check_name,
     check_names,
     check_new,
     error_column,
@@ -85,10 +87,12 @@ class Embed:
         self.options = RunOptions(
             OutputFormat.ARROW, InputFormat.AUTO, column, prompt, dim, dtype, ranges_sha256=None, long=long
         )
+        check_name(column, "column")
         self._new = check_names((into, "into"), (errors, "errors"))
 
     def __call__(self, batch: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
         """The table or record batch with the columns `into` and `errors`."""
+        check_batch(batch)
         schema, index = self._schemas(batch.schema)
         run = self._run()
         records = (record_of(raw, row) for row, raw in enumerate(texts_of(batch.column(index)), 1))

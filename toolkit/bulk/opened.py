@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ...runtime.bundle.bundle import Bundle
@@ -42,10 +42,14 @@ def _one_at_a_time() -> Iterator[None]:
     """
     folder = cache_folder()
     usable = None if folder is None else usable_folder(folder)
-    if usable is None:
+    number = None
+    if usable is not None:
+        # Cannot be made on a full disk.
+        with suppress(OSError):
+            number = os.open(usable / f"{NAME}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    if number is None:
         yield
         return
-    number = os.open(usable / f"{NAME}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try_lock(number, wait=True)
         yield

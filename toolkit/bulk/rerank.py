@@ -13,7 +13,18 @@ from ...runtime.encoder.batching import in_chunks
 from ...runtime.encoder.reranker import Reranker, truncation_message
 from ...runtime.errors import TextError, TextTooLongError
 from ..io.texts import TextRecord
-from .arrow import check_names, check_new, error_column, pa, record_of, text_index, texts_of, with_columns
+from .arrow import (
+    check_batch,
+    check_name,
+    check_names,
+    check_new,
+    error_column,
+    pa,
+    record_of,
+    text_index,
+    texts_of,
+    with_columns,
+)
 from .opened import opened
 
 if TYPE_CHECKING:
@@ -67,10 +78,13 @@ class Rerank:
         self.label = label
         self.long = long
         self.max_memory = max_memory
+        check_name(query, "query")
+        check_name(document, "document")
         self._new = check_names((into, "into"), (errors, "errors"))
 
     def __call__(self, batch: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
         """The table or record batch with the columns `into` and `errors`."""
+        check_batch(batch)
         schema = self.schema(batch.schema)
         queries = texts_of(batch.column(text_index(batch.schema, self.query, option="query")))
         documents = texts_of(batch.column(text_index(batch.schema, self.document, option="document")))

@@ -94,7 +94,8 @@ class ParquetTable:
         self._bytes = self._rows = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._batches.append(batch)
+        columns = [_without_null_values(column) for column in batch.columns]
+        self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._bytes += batch.nbytes
         self._rows += batch.num_rows
         if self._bytes >= _GROUP_BYTES or self._rows >= _GROUP_ROWS:
@@ -114,6 +115,18 @@ class ParquetTable:
         with contextlib.suppress(Exception):
             self._writer.close()
         self._writer.is_open = False
+
+
+def _without_null_values(column: pa.Array) -> pa.Array:
+    """The column; one whose dictionary has nulls, which Parquet has not, with nulls in place of them."""
+    if not pa.types.is_dictionary(column.type) or not column.dictionary.null_count:
+        return column
+    import numpy as np
+
+    valid = column.dictionary.is_valid().to_numpy(zero_copy_only=False)
+    places = pa.array(np.cumsum(valid) - 1, column.type.index_type, mask=~valid)
+    indices, values = places.take(column.indices), column.dictionary.drop_null()
+    return pa.DictionaryArray.from_arrays(indices, values, ordered=column.type.ordered)
 
 
 class ArrowTable:
@@ -137,12 +150,13 @@ class ArrowTable:
 
         kind = column.type
         known = self._dictionaries.get(number, pa.array([], kind.value_type))
-        values = column.dictionary_decode()
+        # Without decoding, which would repeat a long value for each of its rows.
+        values = column.dictionary.take(pc.unique(column.indices).drop_null())
         new = pc.unique(values.filter(pc.invert(pc.is_in(values, value_set=known)))).drop_null()
         if len(new):
             known = pa.concat_arrays([known, new])
         self._dictionaries[number] = known
-        indices = pc.index_in(values, value_set=known, skip_nulls=True)
+        indices = pc.index_in(column.dictionary, value_set=known, skip_nulls=True).take(column.indices)
         try:
             indices = indices.cast(kind.index_type)
         except pa.ArrowInvalid as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.arguments import without_none
 from ...runtime.errors import InputError
 from ...runtime.output_path import is_special, regular_target_of, target_of
 from ..console.help import ExampleCommand
@@ -176,7 +177,7 @@ def embed(
     if written.is_table and source is not None and target is not None:
         from ..bulk.embed_table import NewColumns
 
-        columns = NewColumns(embedding_column or "embedding", error_column or "error")
+        columns = NewColumns(**without_none({"embedding": embedding_column, "error": error_column}))
         _embed_table(
             bundle,
             options,

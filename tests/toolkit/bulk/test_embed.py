@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,17 @@ def test_a_text_that_is_not_utf8_is_an_error_of_its_row(small_embedder: Bundle) 
 
     assert found["error"].to_pylist() == [None, "the text is not valid UTF-8 at byte 1", None]
     assert vectors_of(found["embedding"]).tobytes() == Embedder(small_embedder).embed(["fox", "dog"]).tobytes()
+
+
+def test_a_dictionary_may_have_nulls_and_texts_that_no_row_has(small_embedder: Bundle) -> None:
+    texts = pa.array([b"dog", None, b"\xff", b"fox"], pa.binary()).view(pa.string())
+    given = pa.DictionaryArray.from_arrays(pa.array([3, 1, None, 3, 2], pa.int8()), texts)
+
+    found = Embed(small_embedder.path)(pa.table({"text": given}).slice(1))
+
+    invalid = "the text is not valid UTF-8 at byte 1"
+    assert found["error"].to_pylist() == ["the text is null", "the text is null", None, invalid]
+    assert vectors_of(found["embedding"]).tobytes() == Embedder(small_embedder).embed(["fox"]).tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary", "ubinary"])
@@ -293,3 +305,42 @@ def test_no_engine_is_imported() -> None:
     code = "import sys, ortkit.bulk; print(sorted({'ray', 'pyspark', 'pandas', 'dask'} & sys.modules.keys()))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+@pytest.mark.parametrize("call", [Embed, Rerank])
+@pytest.mark.parametrize("batch", [{"text": np.array(["fox"])}, None, [pa.table({"text": ["fox"]})]])
+def test_a_batch_of_another_format_says_what_to_ask_the_engine_for(call: type[Embed | Rerank], batch: object) -> None:
+    with pytest.raises(InputError, match="a batch must be a pyarrow Table or RecordBatch, not") as caught:
+        call("bundle")(batch)  # type: ignore[arg-type]
+
+    assert 'batch_format="pyarrow"' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "message"),
+    [
+        (Embed, {"column": 5}, "`column` must be the name of a column, not int"),
+        (Embed, {"into": None}, "`into` must be the name of a column, not NoneType"),
+        (Embed, {"errors": ""}, "`errors` must not be empty"),
+        (Embed, {"into": "\udcff"}, "`into` is not valid UTF-8 or Unicode, which names of columns are"),
+        (Rerank, {"query": b"q"}, "`query` must be the name of a column, not bytes"),
+        (Rerank, {"document": "\udcff"}, "`document` is not valid UTF-8 or Unicode"),
+        (Rerank, {"into": ""}, "`into` must not be empty"),
+    ],
+)
+def test_names_of_columns_are_checked_at_once(
+    call: type[Embed | Rerank], options: dict[str, object], message: str
+) -> None:
+    """And not by each process of an engine."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        call("bundle", **options)  # type: ignore[arg-type]
+
+
+def test_without_a_lock_each_process_verifies_for_itself(small_embedder: Bundle, cache: Path) -> None:
+    """A link in the place of the lock is not followed."""
+    (cache / "verified-files.json.lock").symlink_to(cache / "other")
+
+    found = Embed(small_embedder.path, workers=1, max_memory=1 << 33)(pa.table({"text": ["the fox"]}))
+
+    assert found["error"].to_pylist() == [None]
+    assert not (cache / "other").exists()

@@ -111,6 +111,50 @@ def test_columns_pass_through_and_failures_stand_in_a_column(
     assert names(tmp_path) == sorted([source, output])
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_dictionary_may_have_nulls_and_long_values(
+    ortkit: Ortkit, small_embedder: Bundle, tmp_path: Path, suffix: str
+) -> None:
+    """4,200 rows share a value of 512 KiB: more than the 2 GiB that an array of strings has room for."""
+    values = pa.array(["fox", None, "a" * (1 << 19)])
+    shared = pa.DictionaryArray.from_arrays(pa.array([0, 1, None] + [2] * 4200, pa.int32()), values)
+    texts = pa.array(["fox"] * len(shared)).dictionary_encode()
+    given = pa.table({"text": texts, "page": shared})
+    path, target = written(tmp_path / "in.arrow", given, rows=len(shared)), tmp_path / f"out.{suffix}"
+
+    finished = ortkit("embed", small_embedder.path, "--input", path, "--output", target)
+
+    assert finished.code == 0, finished.err
+    found = pq.read_table(target) if suffix == "parquet" else read(target)
+    page = found["page"].combine_chunks()
+    assert page.type == shared.type
+    assert page.slice(0, 3).to_pylist() == ["fox", None, None]
+    assert [page.dictionary[place].as_py() for place in set(page.indices.slice(3).to_pylist())] == ["a" * (1 << 19)]
+
+
+@pytest.mark.parametrize("option", ["--column", "--embedding-column", "--error-column"])
+def test_names_of_columns_are_utf8(ortkit: Ortkit, small_embedder: Bundle, tmp_path: Path, option: str) -> None:
+    path = written(tmp_path / "in.parquet", corpus(3))
+
+    finished = ortkit(
+        "embed", small_embedder.path, "--input", path, "--output", tmp_path / "out.parquet", option, "\udcff"
+    )
+
+    assert finished.code == 2
+    assert finished.err == f"error: `{option}` is not valid UTF-8 or Unicode, which names of columns are\n"
+
+
+def test_a_new_column_needs_a_name(ortkit: Ortkit, small_embedder: Bundle, tmp_path: Path) -> None:
+    path = written(tmp_path / "in.parquet", corpus(3))
+
+    finished = ortkit(
+        "embed", small_embedder.path, "--input", path, "--output", tmp_path / "out.parquet", "--error-column", ""
+    )
+
+    assert finished.code == 2
+    assert finished.err == "error: `--error-column` must not be empty\n\nhint: name a column\n"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary", "ubinary"])
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_types_are_those_of_embed(

@@ -39,6 +39,8 @@ class ChatRequest:
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
     file_search: FileSearch | None
+    is_grounded: bool
+    """Whether `file_search` is used: `tool_choice` can be `none`."""
     tool_choice: str | dict[str, Any]
     response_format: dict[str, Any] | None
     logprobs: bool
@@ -62,9 +64,7 @@ def read_chat(fields: Fields, settings: ServerSettings) -> ChatRequest:
         fields.refuse(name, why, allowed=_ALLOWED.get(name, ()))
     tool_choice = read_tool_choice(fields, tools, file_search)
     response_format = read_response_format(fields)
-    if tool_choice == "none":
-        file_search = None
-    if response_format is not None and ((tools and tool_choice != "none") or file_search is not None):
+    if response_format is not None and tool_choice != "none" and (tools or file_search is not None):
         raise RequestError(
             "`response_format` and `tools` contradict each other",
             param="response_format",
@@ -74,6 +74,7 @@ def read_chat(fields: Fields, settings: ServerSettings) -> ChatRequest:
         messages=messages,
         tools=tools,
         file_search=file_search,
+        is_grounded=file_search is not None and tool_choice != "none",
         tool_choice=tool_choice if tools else "none",
         response_format=response_format,
         logprobs=logprobs,
@@ -124,7 +125,9 @@ class ChatCompletion:
     async def submit(self) -> None:
         """Render, tokenize and queue the request; raises OrtkitError for one that cannot be answered."""
         search = self._request.file_search
-        if search is None:
+        if search is not None:
+            self._searcher.check(search.index, search.index_field, search.options)
+        if search is None or not self._request.is_grounded:
             await submitted(self._answers, self._prepare)
             return
         with self._searcher.indexes.using(search.index, search.index_field) as index:

@@ -304,7 +304,7 @@ def _messages(models: ServedModels) -> Schema:
 
 
 def _chat_request(models: ServedModels, names: Schema, indexes: Sequence[str]) -> Schema:
-    functions = _array(tool_schema(), 0, MOST_TOOLS if _calls_tools(models) else 0)
+    functions = _array(tool_schema(), 0, MOST_TOOLS)
     rerankers = [served.name for served in models.of_kind(Kind.RERANKER)]
     searches = [_array(tool, 1, 1) for tool in file_search_schemas(rerankers, indexes)]
     fields = _object(
@@ -325,7 +325,7 @@ def _chat_request(models: ServedModels, names: Schema, indexes: Sequence[str]) -
         "allOf": [
             _needs("top_logprobs", "logprobs", value=True),
             _needs("stream_options", "stream", value=True),
-            *tool_rules(),
+            *tool_rules(calls=_calls_tools(models)),
         ]
     }
 

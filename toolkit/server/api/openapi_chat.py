@@ -92,12 +92,18 @@ def tool_choice_schema() -> dict[str, Any]:
     return {"anyOf": [{"enum": ["none", "auto", "required"]}, chosen]}
 
 
-def tool_rules() -> list[dict[str, Any]]:
-    """What the fields `tools`, `tool_choice` and `response_format` ask of one another."""
+def tool_rules(*, calls: bool) -> list[dict[str, Any]]:
+    """What the fields `tools`, `tool_choice` and `response_format` ask of one another.
+
+    `calls`: whether a model can call functions; where none can, they are accepted with `tool_choice` `none` alone.
+    """
     some = {"type": "array", "minItems": 1}
     structured = {"type": "object", "properties": {"type": {"not": {"const": "text"}}}}
     free = {"not": {"const": "none"}}
+    functions = some | {"contains": {"type": "object", "properties": {"type": {"const": "function"}}}}
+    uncalled = {"not": {"required": ["tools"], "properties": {"tools": functions, "tool_choice": free}}}
     return [
+        *([] if calls else [uncalled]),
         {
             "if": {"required": ["tool_choice"], "properties": {"tool_choice": {"not": {"enum": ["none", None]}}}},
             "then": {"required": ["tools"], "properties": {"tools": some}},

@@ -90,5 +90,6 @@ def file_search_schemas(rerankers: Sequence[str], indexes: Sequence[str]) -> lis
     optional: dict[str, Schema] = {} if named else {"vector_store_ids": ids}
     found: list[Schema] = []
     for fields in _with_filters(_options(rerankers) | optional):
-        found += [_closed(kind | {"file_search": _closed(named, fields)}, {}), _closed(kind | named, fields)]
+        nested, beside = kind | {"file_search": _closed(named, fields)}, fields | {"file_search": _NULL}
+        found += [_closed(nested, {}), _closed(kind | named, beside)]
     return found

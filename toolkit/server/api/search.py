@@ -212,6 +212,12 @@ class Searcher:
         self._models = models
         self._metrics = metrics
 
+    def check(self, index: str | None, field: str, options: SearchOptions) -> None:
+        """Raise RequestError for an index or a reranker that is not served."""
+        self.indexes.get(index, field)
+        with ExitStack() as stack:
+            self._reranker_of(options, stack)
+
     async def find(self, options: SearchOptions, query: str, field: str, served: ServedIndex) -> list[Hit]:
         """The best passages for a query, which stands in `field` of the request, in an index that is in use."""
         begun = monotonic()

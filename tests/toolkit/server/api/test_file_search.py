@@ -174,6 +174,19 @@ def test_tool_choice_decides(server: LocalServer, decoder: Decoder) -> None:
         assert is_grounded or message["content"] == plain
 
 
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        (TOOL | {"vector_store_ids": ["x"]}, "tools[0].vector_store_ids"),
+        (TOOL | {"ranking_options": {"ranker": "x"}}, "tools[0].ranking_options.ranker"),
+    ],
+)
+def test_a_tool_that_is_not_used_is_checked_too(server: LocalServer, tool: object, param: str) -> None:
+    answer = server.post("/v1/chat/completions", BODY | {"tools": [tool], "tool_choice": "none"})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, param)
+
+
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
