@@ -67,7 +67,7 @@ def build(path: Path, rows: int, embedder: Embedder) -> float:
     centers = random.normal(0, 1, (CLUSTERS, embedder.dimension)).astype(np.float32)
     origin = Origin(bundle_record(embedder), ChunkSettings(256, 32), uri_of(Path("/synthetic")))
     path.mkdir()
-    workspace = Workspace(path, origin, None, restart=False)
+    workspace = Workspace(path, origin, FolderRules(), None, restart=False)
     texts = fragments()
     for start in range(0, rows, BATCH):
         chunks, files = [], []

@@ -19,6 +19,7 @@ from ...runtime.errors import BundleError, NotFoundError
 from ...runtime.output_path import flush_folder, replacing
 from ...runtime.strict_json import unique_keys
 from .chunks import ChunkSettings
+from .folder import FolderRules
 
 INDEX_FILE = "index.json"
 LOCK_FILE = ".lock"
@@ -104,6 +105,8 @@ class IndexFile:
     built: str
     """ISO 8601, UTC."""
     origin: Origin
+    rules: FolderRules
+    """Which files of the folder are read; an update may change them."""
     files: int = field(metadata=_COUNT)
     chunks: int = field(metadata=_COUNT)
     segments: tuple[SegmentRecord, ...]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import BundleError
 from .chunks import Chunk
+from .folder import FolderRules
 from .index_file import (
     INDEX_FILE,
     LOCK_FILE,
@@ -60,8 +61,10 @@ class PendingChunk:
 class Workspace:
     """What a writer makes of a published generation, or of nothing. Nothing is copied before the first change."""
 
-    def __init__(self, folder: Path, origin: Origin, published: IndexFile | None, *, restart: bool) -> None:
-        self.folder, self.origin, self.published = folder, origin, published
+    def __init__(
+        self, folder: Path, origin: Origin, rules: FolderRules, published: IndexFile | None, *, restart: bool
+    ) -> None:
+        self.folder, self.origin, self.rules, self.published = folder, origin, rules, published
         self.generation = 1 if published is None else published.generation + 1
         self._base = None if restart else published
         self._path = folder / texts_name(self.generation)
@@ -219,6 +222,7 @@ class Workspace:
             generation=self.generation,
             built=datetime.now(UTC).isoformat(timespec="seconds"),
             origin=self.origin,
+            rules=self.rules,
             files=files,
             chunks=chunks,
             segments=segments,
