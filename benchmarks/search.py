@@ -31,6 +31,7 @@ from ortkit import Embedder, Index, SearchMode
 from ortkit.toolkit.search.bundle_of_index import bundle_record
 from ortkit.toolkit.search.chunks import Chunk, ChunkSettings
 from ortkit.toolkit.search.documents.document import Place
+from ortkit.toolkit.search.folder import FolderRules
 from ortkit.toolkit.search.index_file import Origin, uri_of
 from ortkit.toolkit.search.snapshot import Snapshot
 from ortkit.toolkit.search.store import Stamp, text_hash

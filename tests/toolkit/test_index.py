@@ -131,7 +131,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     options = ("--include", "*.md", "--exclude", "drafts/", "--hidden", "--max-file-size", "2M")
     ortkit(*command, "--bundle", embedder_bundle.path, *options)
     (manuals / "new.txt").write_text("The dog sleeps.", encoding="utf-8")
-    rules = "rules     *.md, without drafts/, hidden ones too, up to 2.0 MB"
+    rules = "rules     *.md, without drafts/, hidden ones too, up to 2.1 MB"
 
     again = ortkit(*command)
     assert (again.code, again.out.decode().splitlines()[1]) == (0, "  files: 1 unchanged")
@@ -139,7 +139,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     assert json.loads(ortkit("inspect", tmp_path / "m.index", "--json").out)["rules"] == {
         "include": ["*.md"],
         "exclude": ["drafts/"],
-        "max_file_bytes": 2_000_000,
+        "max_file_bytes": 2 << 20,
         "hidden": True,
         "ignore_file": ".ortkitignore",
         "follow_links": False,

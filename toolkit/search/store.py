@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.records import read_record, write_record
-from ...runtime.errors import BundleError, OutputError
+from ...runtime.errors import BundleError, OrtkitError, OutputError
 from ...runtime.output_path import cannot_write
 from .chunks import Chunk
 from .documents.document import Place
@@ -60,6 +60,9 @@ CREATE INDEX chunks_hash ON chunks (hash);
 CREATE INDEX chunks_row ON chunks (segment, row, file);
 CREATE VIRTUAL TABLE words USING fts5({", ".join(COLUMNS)}, content='', tokenize='{TOKENIZER}');
 """
+_STATEMENTS = frozenset(statement.strip() for statement in _SCHEMA.split(";\n") if statement.strip())
+_OF_FTS5 = "words\\_%"
+"""Names of the tables that FTS5 makes, whose SQL depends on SQLite's version."""
 _FTS_VALUES = "title, headings, text"
 _VARIABLES = 500
 """Parameters of a statement; old SQLites take 999."""
@@ -126,6 +129,28 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         raise BundleError(f"`{path}` is damaged: {error}", hint=BUILD_AGAIN) from error
 
 
+@contextmanager
+def value_errors(path: Path) -> Iterator[None]:
+    """Turn what values of another type raise into BundleError: SQLite's columns take any."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        if isinstance(error, OrtkitError):
+            raise
+        raise BundleError(f"`{path}` has a value that is not valid: {error}", hint=BUILD_AGAIN) from error
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError for a database with other tables, views or triggers, which could run what they like.
+
+    SQLite keeps the text of each statement.
+    """
+    sql = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND NOT (type = 'table' AND name LIKE ? ESCAPE '\\')"
+    found = {statement for (statement,) in connection.execute(sql, (_OF_FTS5,))}
+    if found != _STATEMENTS:
+        raise sqlite3.DatabaseError("it has another schema than an index")
+
+
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """Open a database; one for reading is immutable: no locks, and nothing beside it is read or made."""
     mode = "mode=ro&immutable=1" if read_only else "mode=rwc"
@@ -141,15 +166,27 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
+def file_name(stored: Any) -> str:
+    """The name of a file as FoundFile has it; raises ValueError for one that leads out of the folder."""
+    if not isinstance(stored, bytes) or b"\0" in stored or not {b"", b".", b".."}.isdisjoint(stored.split(b"/")):
+        raise ValueError(f"{stored!r} is not the name of a file in a folder")
+    return os.fsdecode(stored)
+
+
 def read_names(connection: sqlite3.Connection) -> dict[int, str]:
-    """The names of all files, by id."""
-    return {number: os.fsdecode(name) for number, name in connection.execute("SELECT id, name FROM files")}
+    """The names of all files, by id; raises ValueError."""
+    return {number: file_name(name) for number, name in connection.execute("SELECT id, name FROM files")}
 
 
 def read_files(connection: sqlite3.Connection) -> dict[str, StoredFile]:
-    """All complete files, by name."""
+    """All complete files, by name; raises ValueError."""
     sql = "SELECT name, id, size, modified_ns, read_ns, sha256 FROM files WHERE complete"
-    return {os.fsdecode(name): StoredFile(number, Stamp(*stamp)) for name, number, *stamp in connection.execute(sql)}
+    found = {}
+    for name, number, size, modified_ns, read_ns, sha256 in connection.execute(sql):
+        if not all(isinstance(value, int) for value in (size, modified_ns, read_ns)):
+            raise ValueError(f"{(size, modified_ns, read_ns)} are not the size and times of a file")
+        found[file_name(name)] = StoredFile(number, Stamp(size, modified_ns, read_ns, str(sha256)))
+    return found
 
 
 def in_parts(values: Sequence[Any], size: int = _VARIABLES) -> Iterator[tuple[Sequence[Any], str]]:
@@ -187,6 +224,7 @@ class WorkingStore:
             with self.transaction():
                 self._save_state()
             return
+        check_schema(self.connection)
         found = self.connection.execute("SELECT value FROM state WHERE key = 'work'").fetchone()
         if found is None:
             raise BundleError(f"`{self.path}` is not a working copy")
@@ -280,7 +318,10 @@ class WorkingStore:
         return dict(self.connection.execute("SELECT segment, count(*) FROM chunks GROUP BY segment").fetchall())
 
     def rows_of(self, segments: Iterable[int]) -> NDArray[np.int64]:
-        """(chunks, 4): id, segment, row and file of the chunks of some segments, in order of segment and row."""
+        """(chunks, 4): id, segment, row and file of the chunks of some segments, in order of segment and row.
+
+        Raises ValueError.
+        """
         parts = [np.empty((0, 4), np.int64)]
         for segment in segments:
             sql = "SELECT id, segment, row, file FROM chunks WHERE segment = ? ORDER BY row"
@@ -308,7 +349,11 @@ def _indexed(title: str, headings: Sequence[str], text: str) -> tuple[str, str, 
 
 
 def chunk_of(text: str, title: str, context: str, lines: tuple[Any, Any], page: int | None, headings: str) -> Chunk:
-    """A chunk from its columns."""
+    """A chunk from its columns; raises ValueError, TypeError and RecursionError."""
     first, last = lines
-    place = Place(None if first is None else (first, last), page, tuple(json.loads(headings)))
-    return Chunk(text, title, place, context)
+    names = json.loads(headings)
+    if not all(isinstance(value, str) for value in (text, title, context, *names)):
+        raise ValueError("a text, title or heading is not text")
+    if not all(isinstance(value, int | None) for value in (first, last, page)) or (first is None) != (last is None):
+        raise ValueError("a line or page is not a number")
+    return Chunk(text, title, Place(None if first is None else (first, last), page, tuple(names)), context)

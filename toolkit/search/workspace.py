@@ -31,7 +31,18 @@ from .index_file import (
     texts_name,
     write_index_file,
 )
-from .store import NewChunk, Stamp, StoredFile, WorkingStore, WorkState, connect, read_files, sqlite_errors
+from .store import (
+    NewChunk,
+    Stamp,
+    StoredFile,
+    WorkingStore,
+    WorkState,
+    check_schema,
+    connect,
+    read_files,
+    sqlite_errors,
+    value_errors,
+)
 from .vectors import HEADER_BYTES, INT8_ROWS, Segment, SegmentWriter, save_array, segments_to_merge, write_int8_copy
 
 _OPTIMIZE = 0.1
@@ -208,14 +219,15 @@ class Workspace:
         """Complete the segments, and let readers see this generation."""
         store = self.begin()
         self._finish_growing(store)
-        self._merge(store)
-        self._copy_as_int8(store)
-        files, chunks = store.counts()
-        with store.transaction():
-            if self.new_chunks > _OPTIMIZE * chunks:
-                store.optimize()
-            store.set_state(replace(store.state, base=self.generation))
-        self._write_rows(store)
+        with value_errors(self._path):
+            self._merge(store)
+            self._copy_as_int8(store)
+            files, chunks = store.counts()
+            with store.transaction():
+                if self.new_chunks > _OPTIMIZE * chunks:
+                    store.optimize()
+                store.set_state(replace(store.state, base=self.generation))
+            self._write_rows(store)
         segments = store.state.segments
         store.close()
         index = IndexFile(
@@ -315,5 +327,6 @@ def _known_id(pending: PendingFile) -> int:
 def published_files(folder: Path, index: IndexFile) -> dict[str, StoredFile]:
     """The files of a published generation; raises BundleError where it is damaged."""
     path = folder / texts_name(index.generation)
-    with sqlite_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
+    with sqlite_errors(path), value_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
+        check_schema(connection)
         return read_files(connection)
