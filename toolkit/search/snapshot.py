@@ -81,9 +81,13 @@ class Snapshot:
         # All are opened now: a writer may remove the file's name later.
         self._connections: LifoQueue[sqlite3.Connection] = LifoQueue()
         count = min(find_cores().usable, _MOST_CONNECTIONS)
-        with sqlite_errors(self._texts):
-            for _ in range(count):
-                self._connections.put(self._connect())
+        try:
+            with sqlite_errors(self._texts), value_errors(self._texts):
+                for _ in range(count):
+                    self._connections.put(self._connect())
+        except BaseException:
+            self._close_connections()
+            raise
         self.beside = ThreadPoolExecutor(count, thread_name_prefix="ortkit-search")
         """For what runs while the calling thread does something else: SQLite and numpy release the interpreter."""
 
@@ -136,8 +140,11 @@ class Snapshot:
             if not self._retired or self._users:
                 return
             self.beside.shutdown(wait=False)
-            while not self._connections.empty():
-                self._connections.get().close()
+            self._close_connections()
+
+    def _close_connections(self) -> None:
+        while not self._connections.empty():
+            self._connections.get().close()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -209,6 +216,8 @@ class Snapshot:
                 )
                 for number, text, title, context, first, last, page, headings in connection.execute(sql, tuple(part)):
                     found[number] = chunk_of(text, title, context, (first, last), page, headings)
+        if len(found) < len(set(chunks)):
+            raise self._inconsistent()
         return found
 
     def _inconsistent(self) -> BundleError:

@@ -117,7 +117,10 @@ def text_hash(text: str) -> bytes:
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into BundleError, for a damaged file, or OutputError, for one that cannot be written."""
+    """Turn SQLite's errors into BundleError, for a damaged file, or OutputError, for one that cannot be written.
+
+    For a file that is missing: FileNotFoundError.
+    """
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -126,7 +129,19 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             raise cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path.parent) from error
         if code is not None and code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             raise OutputError(f"`{path}` cannot be read or written: {error}") from error
+        if code is not None and code & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            _raise_opening(path)
         raise BundleError(f"`{path}` is damaged: {error}", hint=BUILD_AGAIN) from error
+
+
+def _raise_opening(path: Path) -> None:
+    """Raise what SQLite does not tell: FileNotFoundError, where a writer removed a file, or BundleError."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -134,7 +149,7 @@ def value_errors(path: Path) -> Iterator[None]:
     """Turn what values of another type raise into BundleError: SQLite's columns take any."""
     try:
         yield
-    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         if isinstance(error, OrtkitError):
             raise
         raise BundleError(f"`{path}` has a value that is not valid: {error}", hint=BUILD_AGAIN) from error
@@ -205,7 +220,7 @@ class WorkingStore:
         Raises BundleError where it is damaged or not a copy, and OutputError.
         """
         self.path = path
-        with sqlite_errors(path):
+        with sqlite_errors(path), value_errors(path):
             self.connection = connect(path, read_only=False)
             try:
                 self._open(state)
@@ -234,8 +249,14 @@ class WorkingStore:
             raise BundleError(f"`{self.path}` has no valid state: {error}") from error
 
     @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Turn the errors of a damaged copy into BundleError."""
+        with sqlite_errors(self.path), value_errors(self.path):
+            yield self.connection
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
-        with sqlite_errors(self.path), self.connection:
+        with self.reading(), self.connection:
             yield
 
     def close(self) -> None:
@@ -286,8 +307,14 @@ class WorkingStore:
             self.connection.execute("DELETE FROM chunks WHERE file = ?", (number,))
             self.connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
+    def files(self) -> dict[str, StoredFile]:
+        """All complete files, by name."""
+        with self.reading() as connection:
+            return read_files(connection)
+
     def incomplete(self) -> list[int]:
-        return [number for (number,) in self.connection.execute("SELECT id FROM files WHERE NOT complete")]
+        with self.reading() as connection:
+            return [number for (number,) in connection.execute("SELECT id FROM files WHERE NOT complete")]
 
     def add_chunks(self, chunks: Iterable[NewChunk]) -> None:
         """Add chunks to files that are not complete."""
@@ -310,22 +337,22 @@ class WorkingStore:
         found: dict[bytes, tuple[int, int]] = {}
         for part, marks in in_parts(hashes):
             sql = f"SELECT hash, segment, row FROM chunks WHERE hash IN ({marks})"  # noqa: S608
-            found |= {known: (segment, row) for known, segment, row in self.connection.execute(sql, tuple(part))}
+            with self.reading() as connection:
+                found |= {known: (segment, row) for known, segment, row in connection.execute(sql, tuple(part))}
         return found
 
     def live_rows(self) -> dict[int, int]:
         """Number of chunks of each segment."""
-        return dict(self.connection.execute("SELECT segment, count(*) FROM chunks GROUP BY segment").fetchall())
+        with self.reading() as connection:
+            return dict(connection.execute("SELECT segment, count(*) FROM chunks GROUP BY segment").fetchall())
 
     def rows_of(self, segments: Iterable[int]) -> NDArray[np.int64]:
-        """(chunks, 4): id, segment, row and file of the chunks of some segments, in order of segment and row.
-
-        Raises ValueError.
-        """
+        """(chunks, 4): id, segment, row and file of the chunks of some segments, in order of segment and row."""
         parts = [np.empty((0, 4), np.int64)]
         for segment in segments:
             sql = "SELECT id, segment, row, file FROM chunks WHERE segment = ? ORDER BY row"
-            parts.append(np.array(self.connection.execute(sql, (segment,)).fetchall(), np.int64).reshape(-1, 4))
+            with self.reading() as connection:
+                parts.append(np.array(connection.execute(sql, (segment,)).fetchall(), np.int64).reshape(-1, 4))
         return np.concatenate(parts)
 
     def move_rows(self, moved: Iterable[tuple[int, int, int]]) -> None:
@@ -334,8 +361,9 @@ class WorkingStore:
 
     def counts(self) -> tuple[int, int]:
         """Number of complete files, and of all chunks."""
-        (files,) = self.connection.execute("SELECT count(*) FROM files WHERE complete").fetchone()
-        (chunks,) = self.connection.execute("SELECT count(*) FROM chunks").fetchone()
+        with self.reading() as connection:
+            (files,) = connection.execute("SELECT count(*) FROM files WHERE complete").fetchone()
+            (chunks,) = connection.execute("SELECT count(*) FROM chunks").fetchone()
         return files, chunks
 
     def optimize(self) -> None:

@@ -24,7 +24,7 @@ from .documents.reading import read_document
 from .facts import IndexProgress, UpdateReport
 from .folder import FolderRules, FoundFile, SkippedFile, check_folder, check_rules, walk
 from .index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
-from .store import Stamp, StoredFile, read_files, text_hash
+from .store import Stamp, StoredFile, text_hash
 from .vectors import unit_rows
 from .workspace import PendingChunk, PendingFile, Workspace, published_files
 from .writer_lock import writing
@@ -266,8 +266,7 @@ class _Update:
         first_of: dict[bytes, Chunk] = {}
         for one in self._batch:
             first_of.setdefault(one.hash, one.chunk)
-        stored = self._workspace.begin().known_vectors(list(first_of)) if first_of else {}
-        found = {known: self._workspace.vector(*place) for known, place in stored.items()}
+        found = self._workspace.known_vectors(list(first_of)) if first_of else {}
         new = [known for known in first_of if known not in found]
         embedded, without = self._embed([first_of[known].embedded_text for known in new])
         new = [known for place, known in enumerate(new) if place not in without]
@@ -318,7 +317,7 @@ class _Update:
         before = self._before(restart=restart)
         if workspace.store is not None or self._known.keys() - self._names:
             self._tidy()
-        after = self._known if workspace.store is None else read_files(workspace.store.connection)
+        after = self._known if workspace.store is None else workspace.store.files()
         self._check_not_empty(after)
         changed = sum(name in before and before[name].stamp.sha256 != file.stamp.sha256 for name, file in after.items())
         added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
@@ -363,7 +362,7 @@ class _Update:
         store = self._workspace.begin()
         with store.transaction():
             store.remove_files(store.incomplete())
-            gone = [file.id for name, file in read_files(store.connection).items() if name not in self._names]
+            gone = [file.id for name, file in store.files().items() if name not in self._names]
             store.remove_files(gone)
             for number, stamp in self._stamps:
                 store.set_stamp(number, stamp)

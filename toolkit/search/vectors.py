@@ -97,6 +97,8 @@ def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
     # A header that is not numpy's: ValueError, EOFError or, for a file that is too short to be mapped, OSError.
     except (ValueError, EOFError, OSError) as error:
         raise BundleError(f"`{path}` is not a valid .npy file: {error}", hint=BUILD_AGAIN) from error

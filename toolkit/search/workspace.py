@@ -26,6 +26,7 @@ from .index_file import (
     IndexFile,
     Origin,
     SegmentRecord,
+    missing,
     remove_others,
     rows_name,
     texts_name,
@@ -127,7 +128,7 @@ class Workspace:
     def known_files(self) -> dict[str, StoredFile]:
         """The files whose chunks are stored."""
         if self.store is not None:
-            return read_files(self.store.connection)
+            return self.store.files()
         return {} if self._base is None else published_files(self.folder, self._base)
 
     def begin(self) -> WorkingStore:
@@ -201,12 +202,16 @@ class Workspace:
             self._writer = SegmentWriter(path, self.origin.bundle.dimension, rows=record.rows)
         return self._writer
 
-    def vector(self, segment: int, row: int) -> NDArray[np.float32]:
-        """A vector that was stored before."""
-        state = self.begin().state
+    def known_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """The vectors of texts that were embedded before."""
+        store = self.begin()
+        with value_errors(self._path):
+            return {known: self._vector(store.state, *place) for known, place in store.known_vectors(hashes).items()}
+
+    def _vector(self, state: WorkState, segment: int, row: int) -> NDArray[np.float32]:
         if segment == state.growing:
             return self._growing(state.segments[-1]).read(row)
-        record = next(one for one in state.segments if one.number == segment)
+        record = {one.number: one for one in state.segments}[segment]
         return np.asarray(self._segment(record).vectors[row])
 
     def _segment(self, record: SegmentRecord) -> Segment:
@@ -327,6 +332,9 @@ def _known_id(pending: PendingFile) -> int:
 def published_files(folder: Path, index: IndexFile) -> dict[str, StoredFile]:
     """The files of a published generation; raises BundleError where it is damaged."""
     path = folder / texts_name(index.generation)
-    with sqlite_errors(path), value_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
-        check_schema(connection)
-        return read_files(connection)
+    try:
+        with sqlite_errors(path), value_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
+            check_schema(connection)
+            return read_files(connection)
+    except FileNotFoundError as error:
+        raise missing(folder, error) from error

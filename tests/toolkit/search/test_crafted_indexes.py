@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from ortkit import BundleError, Embedder, Index
+from ortkit.toolkit.search import snapshot
 from ortkit.toolkit.search.index_file import INDEX_FILE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -152,3 +155,63 @@ def test_links_that_a_writer_would_follow(index: Index, tmp_path: Path, tiny_emb
     (index.facts.folder / "new.md").write_text("A fox.")
     Index.build(index.path, index.facts.folder, tiny_embedder, chunk_tokens=48).close()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_without_permission(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read it all the same, so SQLite's and the system's answers are given."""
+    original = os.open
+
+    def refusing(path: str | os.PathLike[str], *arguments: int, **options: int) -> int:
+        if str(path).endswith("texts-1.sqlite"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, *arguments, **options)
+
+    def connecting(path: Path, *, read_only: bool) -> sqlite3.Connection:
+        assert read_only
+        return sqlite3.connect(f"{path.parent.as_uri()}/nowhere/x.sqlite?mode=ro", uri=True)
+
+    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(snapshot, "connect", connecting)
+    with pytest.raises(BundleError, match=r"texts-1\.sqlite` cannot be read: Permission denied") as caught:
+        Index.open(index.path, embedder=index.embedder)
+    assert caught.value.hint is None
+
+
+def test_a_writer_that_removes_the_texts_while_they_are_opened(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader opens the newer generation."""
+    original = snapshot.connect
+    published = []
+
+    def connecting(path: Path, *, read_only: bool) -> sqlite3.Connection:
+        if not published:
+            published.append(path)
+            (index.facts.folder / "new.md").write_text("A fox.")
+            Index.build(index.path, index.facts.folder, index.embedder, chunk_tokens=48).close()
+            assert not path.exists()
+        return original(path, read_only=read_only)
+
+    monkeypatch.setattr(snapshot, "connect", connecting)
+    with Index.open(index.path, embedder=index.embedder) as opened:
+        assert opened.facts.generation == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_that_changed_on_disk(seed: int, index: Index) -> None:
+    """Whatever is found of it is said; no error of SQLite or Python gets out."""
+    random = np.random.default_rng(seed)
+    path = index.path / "texts-1.sqlite"
+    content = bytearray(path.read_bytes())
+    for place in random.integers(0, len(content), 40):
+        content[place] = random.integers(0, 256)
+    page = int(random.integers(0, len(content) // 4096)) * 4096
+    content[page : page + 4096] = random.bytes(4096) if seed % 2 else bytes(4096)
+    path.write_bytes(content)
+    (index.facts.folder / "new.md").write_text("A fox.")
+    for action in (
+        lambda: Index.open(index.path, embedder=index.embedder),
+        lambda: Index.build(index.path, index.facts.folder, index.embedder, chunk_tokens=48),
+    ):
+        with contextlib.suppress(BundleError), action() as opened:
+            opened.search("fox fuse", paths=("*.md",))
+    with Index.build(index.path, index.facts.folder, index.embedder, chunk_tokens=48, restart=True) as made:
+        assert made.facts.files == 5
