@@ -220,7 +220,7 @@ class Answerer:
             return TextTooLongError(
                 f"the LLM's context of {self.context} tokens has no room for the instructions and the question, which "
                 f"take {counted}, and {self.answer_tokens} are kept for the answer",
-                hint="ask a shorter question, use an LLM with a longer context, or lower `--max-tokens`",
+                hint="lower `--max-tokens`, ask a shorter question, or use an LLM with a longer context",
             )
         passage = self._tokens(question, [Source(1, hit, self._passage(hit))]) - around
         return TextTooLongError(
