@@ -31,6 +31,7 @@ from ortkit import Embedder, Index, SearchMode
 from ortkit.toolkit.search.bundle_of_index import bundle_record
 from ortkit.toolkit.search.chunks import Chunk, ChunkSettings
 from ortkit.toolkit.search.documents.document import Place
+from ortkit.toolkit.search.folder import FolderRules
 from ortkit.toolkit.search.index_file import Origin, uri_of
 from ortkit.toolkit.search.snapshot import Snapshot
 from ortkit.toolkit.search.store import Stamp, text_hash
@@ -67,7 +68,7 @@ def build(path: Path, rows: int, embedder: Embedder) -> float:
     centers = random.normal(0, 1, (CLUSTERS, embedder.dimension)).astype(np.float32)
     origin = Origin(bundle_record(embedder), ChunkSettings(256, 32), uri_of(Path("/synthetic")))
     path.mkdir()
-    workspace = Workspace(path, origin, None, restart=False)
+    workspace = Workspace(path, origin, FolderRules(), None, restart=False)
     texts = fragments()
     for start in range(0, rows, BATCH):
         chunks, files = [], []

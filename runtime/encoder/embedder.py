@@ -138,17 +138,20 @@ class Embedder(Encoder, Closable):
         return np.asarray(self._warned(self._run([query], chosen))[0])
 
     @takes_keywords(EmbedOptions)
-    def embed_passages(self, passages: Iterable[str], **options: Unpack[EmbedOptions]) -> NDArray[Any]:
+    def embed_passages(
+        self, passages: Iterable[str], *, progress: Callable[[int], None] | None = None, **options: Unpack[EmbedOptions]
+    ) -> NDArray[Any]:
         """Embed passages to search in with the model's prompt for them, if it has one: (passages, dimension).
 
         The prompt is the first of `document`, `passage` and `corpus` that is not empty. sentence-transformers'
         `encode_document` intends the same, but adds an empty `document` to every model, which hides the other two.
+        `progress` is as of `embed_with_report`.
 
             >>> embedder.embed_passages(["The pump does not start", "Knots for wet rope"]).shape
             (2, 384)
         """
         chosen = self._checked_options(self.passage_prefix, options)
-        return self._warned(self._run(passages, chosen, name="passages"))
+        return self._warned(self._run(passages, chosen, progress=progress, name="passages"))
 
     @takes_keywords(EmbedOptions)
     def embed_with_report(

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,13 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_in_docstrings(name: str, names: dict[str, Any]) -> None:
+def test_the_examples_in_docstrings(
+    name: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The folder of the index's example.
+    (tmp_path / "manuals").mkdir()
+    (tmp_path / "manuals" / "pump.md").write_text("# Pump\n\nThe pump does not start:\nlook at the fuse F-17.\n")
+    monkeypatch.chdir(tmp_path)
     shown: list[str] = []
     test = EXAMPLES[name]
     test.globs = dict(names)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ortkit import Bundle, Index, IndexProgress, SkippedFile
+from ortkit import Bundle, FolderRules, Index, IndexProgress, SkippedFile
 from ortkit.toolkit.commands.index import _print_files, _Shown
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tiny_bundles import write_embedder, write_reranker
@@ -78,6 +79,7 @@ def test_the_report_as_json(ortkit: Ortkit, embedder_bundle: Bundle, manuals: Pa
     assert fields == {
         "index": str(tmp_path / "m.index"), "files": 3, "chunks": 4, "added": 3, "changed": 0, "removed": 0,
         "unchanged": 0, "embedded": 4, "reused": 0, "partly_read": [], "resumed": False, "wrote": True,
+        "rules_changed": False, "rules": json.loads(json.dumps(dataclasses.asdict(FolderRules()))),
         "skipped": [{"name": "x.bin", "reason": "is not text: it has NUL bytes"}],
     }  # fmt: skip
 
@@ -120,6 +122,36 @@ def test_options_choose_files(ortkit: Ortkit, embedder_bundle: Bundle, manuals: 
 
     with Index.open(tmp_path / "m.index") as index:
         assert {hit.file for hit in index.search("dog", top_n=50)} == {".hidden.txt", "notes.txt"}
+
+
+def test_an_update_keeps_the_options_that_choose_files(
+    ortkit: Ortkit, embedder_bundle: Bundle, manuals: Path, tmp_path: Path
+) -> None:
+    command = ("index", manuals, "-o", tmp_path / "m.index")
+    options = ("--include", "*.md", "--exclude", "drafts/", "--hidden", "--max-file-size", "2M")
+    ortkit(*command, "--bundle", embedder_bundle.path, *options)
+    (manuals / "new.txt").write_text("The dog sleeps.", encoding="utf-8")
+    rules = "rules     *.md, without drafts/, hidden ones too, up to 2.1 MB"
+
+    again = ortkit(*command)
+    assert (again.code, again.out.decode().splitlines()[1]) == (0, "  files: 1 unchanged")
+    assert rules in ortkit("inspect", tmp_path / "m.index").out.decode().splitlines()
+    assert json.loads(ortkit("inspect", tmp_path / "m.index", "--json").out)["rules"] == {
+        "include": ["*.md"],
+        "exclude": ["drafts/"],
+        "max_file_bytes": 2 << 20,
+        "hidden": True,
+        "ignore_file": ".ortkitignore",
+        "follow_links": False,
+    }
+
+    changed = ortkit(*command, "--exclude", "new.txt")
+    assert changed.out.decode().splitlines()[1:3] == [
+        "  files: 2 added, 1 unchanged",
+        "  rules changed, for later runs too: all files, without new.txt, up to 67.1 MB",
+    ]
+    fields = report(ortkit(*command, "--json"))
+    assert (fields["unchanged"], fields["rules_changed"], fields["rules"]["exclude"]) == (3, False, ["new.txt"])
 
 
 def test_a_new_index_needs_a_bundle(ortkit: Ortkit, manuals: Path, tmp_path: Path) -> None:
@@ -208,6 +240,7 @@ def test_what_an_index_is_of(ortkit: Ortkit, embedder_bundle: Bundle, built: Pat
         rf"of        {manuals}: 3 files, 4 chunks\n"
         rf"embedder  tiny-embedder, digest {digest[:16]}, 8 dimensions\n"
         r"chunks    up to 64 tokens, overlap 9\n"
+        r"rules     all files, up to 67\.1 MB\n"
         r"size      0\.1 MB\n"
         r"built     \S+, generation 1, format 1\n",
         shown.out.decode(),

@@ -20,6 +20,7 @@ from ..console.progress import HEARTBEAT, REDRAW, counted, duration, rated, show
 from ..console.terminal import say
 from ..io.writers import object_to_json
 from .bundle_names import BundleType
+from .index_report import described_rules
 from .options import Size, Text, max_memory_option, once
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ...runtime.encoder.embedder import Embedder
     from ..search.chunks import ChunkSettings
     from ..search.facts import IndexFacts, IndexProgress, UpdateReport
-    from ..search.folder import SkippedFile
+    from ..search.folder import FolderRules, SkippedFile
 
 _WIDTH = 20
 """Characters of the progress bar."""
@@ -69,7 +70,7 @@ _SHOWN_FILES = 3
     metavar="GLOB",
     help="Leave out files and folders that match, as a line of .ortkitignore does; may be repeated.",
 )
-@click.option("--hidden", is_flag=True, help="Read files and folders whose names begin with a dot, too.")
+@click.option("--hidden", is_flag=True, help="Read caches, and files and folders whose names begin with a dot, too.")
 @click.option(
     "--max-file-size", type=Size(), metavar="SIZE", help="Leave out larger files, such as 5M.  [default: 64M]"
 )
@@ -110,21 +111,16 @@ def index(
     Reads text, Markdown, HTML, CSV, JSONL and source code, and with the extra `docs` PDF and DOCX. An update reads and
     embeds only what changed, and removes what was deleted. Files that cannot be read are listed and left out. An
     interrupted run resumes when repeated. Patterns are those of .gitignore, and so are the files .ortkitignore in the
-    folder.
+    folder. The options of Files are kept in the index: without any, an update follows them, and with some it follows
+    those instead.
     """
-    from ..search.folder import MAX_FILE_BYTES, FolderRules
     from ..search.index import Index
 
     embedder, chunking = _embedder(bundle, output, max_memory)
     if chunking is not None and not restart:
         chunk_tokens = chunking.max_tokens if chunk_tokens is None else chunk_tokens
         overlap = chunking.overlap if overlap is None else overlap
-    rules = FolderRules(
-        include=include,
-        exclude=exclude,
-        max_file_bytes=MAX_FILE_BYTES if max_file_size is None else max_file_size,
-        hidden=hidden,
-    )
+    rules = _rules(include, exclude, max_file_size, hidden=hidden)
     with (
         indexing_progress() as progress,
         Index.build(
@@ -146,6 +142,18 @@ def index(
         sys.stdout.buffer.write(object_to_json(_report_fields(report, facts)) + b"\n")
     else:
         _print_report(report, facts, output)
+
+
+def _rules(
+    include: tuple[str, ...], exclude: tuple[str, ...], max_file_size: int | None, *, hidden: bool
+) -> FolderRules | None:
+    """The rules of the command line; None, which stands for those of the index, where it has none."""
+    from ..search.folder import MAX_FILE_BYTES, FolderRules
+
+    if not (include or exclude or hidden or max_file_size is not None):
+        return None
+    most = MAX_FILE_BYTES if max_file_size is None else max_file_size
+    return FolderRules(include, exclude, most, hidden)
 
 
 def _embedder(bundle: str | None, output: str, max_memory: int | None) -> tuple[Embedder, ChunkSettings | None]:
@@ -257,6 +265,8 @@ def _print_report(report: UpdateReport, facts: IndexFacts, output: str) -> None:
     changes = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no files"
     say(f"{output}: {counted(facts.files, 'file')}, {counted(report.chunks, 'chunk')}, {megabytes(facts.size)}")
     say(f"  files: {changes}" + ("; resumed an interrupted run" if report.resumed else ""))
+    if report.rules_changed:
+        say(f"  rules changed, for later runs too: {described_rules(facts.rules)}")
     rate = f", {rated(report.embedded / report.seconds)}/s" if report.embedded and report.seconds > 0 else ""
     reused = f", {report.reused} reused" if report.reused else ""
     say(f"  chunks: {report.embedded} embedded{rate}{reused}; {report.seconds:.1f} s")
@@ -264,7 +274,7 @@ def _print_report(report: UpdateReport, facts: IndexFacts, output: str) -> None:
 
 def _report_fields(report: UpdateReport, facts: IndexFacts) -> dict[str, object]:
     fields: dict[str, object] = {"index": str(facts.path), "files": facts.files, "size": facts.size}
-    fields |= dataclasses.asdict(report)
+    fields |= dataclasses.asdict(report) | {"rules": dataclasses.asdict(facts.rules)}
     return fields
 
 

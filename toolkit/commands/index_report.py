@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from ...runtime.bundle.folder import MANIFEST
+from ...runtime.bundle.records import write_record
 from ...runtime.sizes import megabytes
 from ..console.terminal import escaped_json, print_table
+from ..search.folder import FolderRules
 from ..search.index_file import INDEX_FILE, read_index_file
 
 
@@ -31,6 +33,7 @@ def inspect_index(name: str, *, as_json: bool) -> None:
         "dimension": origin.bundle.dimension,
         "chunk_tokens": origin.chunking.max_tokens,
         "overlap": origin.chunking.overlap,
+        "rules": write_record(index.rules),
         "files": index.files,
         "chunks": index.chunks,
         "size": sum(index.sizes.values()),
@@ -50,7 +53,21 @@ def inspect_index(name: str, *, as_json: bool) -> None:
                 f"{origin.bundle.name}, digest {origin.bundle.digest[:16]}, {origin.bundle.dimension} dimensions",
             ),
             ("chunks", f"up to {origin.chunking.max_tokens} tokens, overlap {origin.chunking.overlap}"),
+            ("rules", described_rules(index.rules)),
             ("size", megabytes(sum(index.sizes.values()))),
             ("built", f"{index.built}, generation {index.generation}, format {index.format}"),
         ]
     )
+
+
+def described_rules(rules: FolderRules) -> str:
+    """Which files an index has, in words: `*.md, without drafts/, up to 67.1 MB`."""
+    named = [
+        ", ".join(rules.include) or "all files",
+        *([f"without {', '.join(rules.exclude)}"] if rules.exclude else []),
+        *(["hidden ones too"] if rules.hidden else []),
+        f"up to {megabytes(rules.max_file_bytes)}",
+        *(["links followed"] if rules.follow_links else []),
+        *([f"ignore files {rules.ignore_file}"] if rules.ignore_file != FolderRules.ignore_file else []),
+    ]
+    return ", ".join(named)

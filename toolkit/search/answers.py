@@ -215,11 +215,18 @@ class Answerer:
 
     def _no_room(self, question: str, hit: Hit, room: int) -> TextTooLongError:
         around = self._tokens(question, [])
+        if around > room:
+            counted = f"at least {around}" if around > 4 * self.decoder.context else f"{around}"
+            return TextTooLongError(
+                f"the LLM's context of {self.context} tokens has no room for the instructions and the question, which "
+                f"take {counted}, and {self.answer_tokens} are kept for the answer",
+                hint="lower `--max-tokens`, ask a shorter question, or use an LLM with a longer context",
+            )
         passage = self._tokens(question, [Source(1, hit, self._passage(hit))]) - around
         return TextTooLongError(
             f"the LLM's context of {self.context} tokens has no room for one passage: instructions and question take "
             f"{around}, the best passage {passage}, and {self.answer_tokens} are kept for the answer, which leaves "
-            f"{max(0, room - around)}",
+            f"{room - around}",
             hint="use an LLM with a longer context, lower `--max-tokens`, or make shorter chunks: "
             "`ortkit index FOLDER -o INDEX --restart --chunk-tokens N`",
         )

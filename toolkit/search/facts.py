@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .chunks import ChunkSettings
-from .folder import SkippedFile
+from .folder import FolderRules, SkippedFile
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class IndexFacts:
     built: datetime
     """When this generation was published (UTC)."""
     chunking: ChunkSettings
+    rules: FolderRules
+    """Which files of the folder are read."""
     size: int
     """Bytes on disk."""
 
@@ -56,6 +58,8 @@ class UpdateReport:
     """Files that could not be read, with the reason."""
     partly_read: tuple[SkippedFile, ...]
     """Files of which some records were left out because they are not valid, with how many and the first fault."""
+    rules_changed: bool
+    """Whether other rules were given than the index had; it has them now."""
     resumed: bool
     """Whether the work of an interrupted run was used."""
     wrote: bool

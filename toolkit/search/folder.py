@@ -25,6 +25,9 @@ _MAX_MANIFEST = 16 << 20
 _MAX_DEPTH = 100
 """Folders inside of one another: more are a loop that links cannot show, such as a bind mount."""
 _MAX_IGNORE_FILE = 1 << 20
+_CACHES = frozenset({"__pycache__", "node_modules"})
+_CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"
+"""How the file CACHEDIR.TAG begins (https://bford.info/cachedir/)."""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -43,7 +46,7 @@ class FolderRules:
     """Patterns; files and folders that match one are left out."""
     max_file_bytes: int = MAX_FILE_BYTES
     hidden: bool = False
-    """Whether names that begin with a dot are read."""
+    """Whether names that begin with a dot are read, and caches (`__pycache__`, folders with a CACHEDIR.TAG)."""
     ignore_file: str | None = ".ortkitignore"
     """Name of the files with patterns of .gitignore syntax, in any folder; None: none are read."""
     follow_links: bool = False
@@ -74,11 +77,21 @@ class SkippedFile:
 def walk(folder: Path, rules: FolderRules) -> Iterator[FoundFile | SkippedFile]:
     """The files of a folder, sorted by name; the names of folders end with `/`.
 
-    Ignored, hidden and excluded files are left out silently; whatever else is not read is a SkippedFile. A link to a
-    file in the folder is not read: the file is, under its own name. Raises NotFoundError where there is no such folder,
-    InputError for an index, a bundle and patterns that are not valid; and, when it gets there, MissingPartError for an
-    ignore file without `pathspec`.
+    Ignored, hidden and excluded files and caches are left out silently; whatever else is not read is a SkippedFile. A
+    link to a file in the folder is not read: the file is, under its own name. Raises NotFoundError where there is no
+    such folder, InputError for an index, a bundle and patterns that are not valid; and, when it gets there,
+    MissingPartError for an ignore file without `pathspec`.
     """
+    check_folder(folder)
+    try:
+        found = sorted(os.scandir(folder), key=_sort_key)
+    except OSError as error:
+        raise InputError(f"the folder `{folder}` cannot be listed: {error.strerror or error}") from error
+    return _Walk(folder, rules).entries(found, "", ())
+
+
+def check_folder(folder: Path) -> None:
+    """Raise NotFoundError where there is no such folder, and InputError for an index or a bundle."""
     if not folder.exists():
         raise NotFoundError(f"there is no folder `{folder}`")
     if not folder.is_dir():
@@ -88,11 +101,11 @@ def walk(folder: Path, rules: FolderRules) -> Iterator[FoundFile | SkippedFile]:
     own = _own_folder(folder)
     if own is not None:
         raise InputError(f"`{folder}` is {own}, not a folder of documents")
-    try:
-        found = sorted(os.scandir(folder), key=_sort_key)
-    except OSError as error:
-        raise InputError(f"the folder `{folder}` cannot be listed: {error.strerror or error}") from error
-    return _Walk(folder, rules).entries(found, "", ())
+
+
+def check_rules(rules: FolderRules) -> None:
+    """Raise InputError for patterns that are not valid."""
+    _Walk(Path(), rules)
 
 
 def _sort_key(entry: os.DirEntry[str]) -> str:
@@ -200,6 +213,8 @@ class _Walk:
         return None
 
     def _folder(self, path: Path, name: str, ignoring: tuple[_IgnoreFile, ...]) -> Iterator[FoundFile | SkippedFile]:
+        if not self.rules.hidden and _is_cache(path):
+            return
         own = _own_folder(path)
         if own is not None:
             yield SkippedFile(name, f"is {own}")
@@ -261,6 +276,18 @@ def _ignore_patterns(path: Path, lines: list[str]) -> GitIgnoreSpec:
         return GitIgnoreSpec.from_lines(lines, backend="simple")
     except (ValueError, re.error) as error:
         raise InputError(f"the ignore file `{path}` has a pattern that is not valid: {error}") from error
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether programs keep files here that they can make again: by its name, or the tag that many of them write."""
+    if path.name in _CACHES:
+        return True
+    tag = path / "CACHEDIR.TAG"
+    try:
+        with os.fdopen(os.open(tag, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return file.read(len(_CACHE_TAG)) == _CACHE_TAG
+    except OSError:
+        return False
 
 
 def _own_folder(path: Path) -> str | None:

@@ -40,40 +40,59 @@ def _expression(pattern: str, option: str) -> str:
     if ".." in path.split("/"):
         raise InputError(f"the {option} `{pattern}` leads out of the folder", hint="name files from the folder's top")
     parts = [_part(part, pattern, option) for part in path.split("/")]
+    # What stands between two `**` is taken where it matches first, and for good (an atomic group): nothing is lost by
+    # it, and a pattern of many stars takes no time that grows with a power of their number.
+    *groups, end = _between_stars(parts)
     joined = ""
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if part is None:
-            joined += ".+" if last else "(?:[^/]+/)*"
-        else:
-            joined += part if last else part + "/"
+    for number, group in enumerate(groups):
+        folders = "".join(f"{part}/" for part in group)
+        joined += folders if number == 0 else f"(?>(?:[^/]+/)*?{folders})"
+    if groups:
+        joined += "(?:[^/]+/)*" if end else ".+"
+    joined += "/".join(end)
     return ("" if anchored else "(?:.*/)?") + joined + ("/.*" if folder else "(?:/.*)?")
+
+
+def _between_stars(parts: Iterable[str | None]) -> list[list[str]]:
+    """The names between `**`."""
+    groups: list[list[str]] = [[]]
+    for part in parts:
+        if part is None:
+            groups.append([])
+        else:
+            groups[-1].append(part)
+    return groups
 
 
 def _part(part: str, pattern: str, option: str) -> str | None:
     """The expression of a name; None for `**`."""
     if part == "**":
         return None
-    found = ""
+    # What stands between two `*`, which is taken where it matches first.
+    pieces = [""]
     at = 0
     while at < len(part):
         character = part[at]
         at += 1
         if character == "*":
-            found += "[^/]*"
+            pieces.append("")
             at += len(part[at:]) - len(part[at:].lstrip("*"))
         elif character == "?":
-            found += "[^/]"
+            pieces[-1] += "[^/]"
         elif character == "[":
             # A `]` that stands first is one of the characters.
             end = part.find("]", at + (2 if part[at : at + 1] in ("!", "^") else 1))
             if end < 0:
                 raise InputError(f"the {option} `{pattern}` has a `[` without `]`", hint="for the character: `[[]`")
-            found += _characters(part[at:end], pattern, option)
+            pieces[-1] += _characters(part[at:end], pattern, option)
             at = end + 1
         else:
-            found += re.escape(character)
-    return found
+            pieces[-1] += re.escape(character)
+    first, *middle = pieces
+    if not middle:
+        return first
+    *middle, last = middle
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle) + "[^/]*" + last
 
 
 def _characters(inside: str, pattern: str, option: str) -> str:

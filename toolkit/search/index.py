@@ -77,6 +77,8 @@ class Index:
 
         A file is unchanged where its size and time of change are, or else its sha256. What cannot be read is listed in
         `update_report`. An interrupted run resumes. `restart` rebuilds it; readers see the old one until it is done.
+        The `rules` are kept in the index: None takes those, and for a new index the default ones. `progress` is called
+        for each file and each batch of the embedder, one call at a time, also on worker threads.
 
         Raises InputError for an index of another bundle, folder or chunk size without `restart`, and where nothing can
         be indexed; NotFoundError for a missing folder; OutputError where the index cannot be written, and while another
@@ -92,7 +94,7 @@ class Index:
                 target,
                 source,
                 model,
-                rules=FolderRules() if rules is None else rules,
+                rules=rules,
                 chunker=Chunker(model, max_tokens=chunk_tokens, overlap=overlap),
                 restart=restart,
                 progress=progress,
@@ -139,6 +141,7 @@ class Index:
             chunks=index.chunks,
             built=datetime.fromisoformat(index.built),
             chunking=index.origin.chunking,
+            rules=index.rules,
             size=sum(index.sizes.values()),
         )
 

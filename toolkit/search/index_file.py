@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,7 @@ from ...runtime.errors import BundleError, NotFoundError
 from ...runtime.output_path import flush_folder, replacing
 from ...runtime.strict_json import unique_keys
 from .chunks import ChunkSettings
+from .folder import FolderRules
 
 INDEX_FILE = "index.json"
 LOCK_FILE = ".lock"
@@ -104,6 +106,8 @@ class IndexFile:
     built: str
     """ISO 8601, UTC."""
     origin: Origin
+    rules: FolderRules
+    """Which files of the folder are read; an update may change them."""
     files: int = field(metadata=_COUNT)
     chunks: int = field(metadata=_COUNT)
     segments: tuple[SegmentRecord, ...]
@@ -137,7 +141,8 @@ def read_index_file(folder: Path) -> IndexFile:
     """
     path = folder / INDEX_FILE
     try:
-        with path.open("rb") as file:
+        # Without waiting for whoever writes to a named pipe of that name.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             content = file.read(_LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(
@@ -192,10 +197,13 @@ def _check_names(index: IndexFile) -> None:
 def check_sizes(folder: Path, index: IndexFile) -> None:
     """Raise BundleError where a file of this generation is cut or longer; FileNotFoundError where it is missing."""
     for name, size in index.sizes.items():
-        found = (folder / name).stat().st_size
-        if found != size:
+        status = (folder / name).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"`{folder / name}` is not a regular file: the index is damaged", hint=BUILD_AGAIN)
+        if status.st_size != size:
             raise BundleError(
-                f"`{folder / name}` has {found} bytes instead of {size}: the index is damaged", hint=BUILD_AGAIN
+                f"`{folder / name}` has {status.st_size} bytes instead of {size}: the index is damaged",
+                hint=BUILD_AGAIN,
             )
 
 

@@ -6,10 +6,12 @@ import re
 
 _END = re.compile(
     r"(?<=[.!?…])(?=\s)|(?<=[.!?…][\"'”’)\]])(?=\s)|(?<=[。！？])"  # noqa: RUF001 - CJK
-    r"|(?=\n\s*\n)|(?<=\n)(?=\s*(?:[-*+|#>]|\d{1,3}[.)]\s))"
+    r"|(?=\n[^\S\n]*\n)|(?<=\n)(?=[^\S\n]*(?:[-*+|#>]|\d{1,3}[.)]\s))"
 )
 """After a full stop and the quote or bracket behind it, at a blank line, and before an item of a list, a row of a table
 or a heading. A line break alone ends nothing: most texts are wrapped."""
+_NOT_SPACE = re.compile(r"\S")
+_LONGEST_ABBREVIATION = 16
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|cf|vs|approx|figs?|pp|ca|mr|mrs|dr|st|z\.B|d\.h|bzw|[A-Z])|^\s*\d{1,3})\.\Z", re.IGNORECASE
 )
@@ -20,15 +22,24 @@ def sentence_ends(text: str) -> list[int]:
     """The places where sentences end, in order; the last is the end of the text."""
     ends: list[int] = []
     start = 0
+    word = _next_word(text, start)
     for match in _END.finditer(text):
         end = match.start()
-        if not text[start:end].strip() or _ABBREVIATION.search(text[start:end][-16:]):
+        # Slices of a limited length: a text may be a megabyte of blank lines.
+        if word >= end or _ABBREVIATION.search(text[max(start, end - _LONGEST_ABBREVIATION) : end]):
             continue
         ends.append(end)
         start = end
-    if text[start:].strip() or not ends:
+        word = _next_word(text, start)
+    if word < len(text) or not ends:
         ends.append(len(text))
     return ends
+
+
+def _next_word(text: str, start: int) -> int:
+    """The place of the next character that is not white space, or the end."""
+    found = _NOT_SPACE.search(text, start)
+    return len(text) if found is None else found.start()
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from . import full_text
 from .chunks import Chunk
 from .globs import Globs
 from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
-from .store import chunk_of, connect, in_parts, read_names, sqlite_errors
+from .store import check_schema, chunk_of, connect, file_name, in_parts, read_names, sqlite_errors, value_errors
 from .vectors import Segment, Vectors, mapped
 
 _ATTEMPTS = 20
@@ -81,19 +81,22 @@ class Snapshot:
         # All are opened now: a writer may remove the file's name later.
         self._connections: LifoQueue[sqlite3.Connection] = LifoQueue()
         count = min(find_cores().usable, _MOST_CONNECTIONS)
-        with sqlite_errors(self._texts):
-            for _ in range(count):
-                self._connections.put(self._connect())
+        try:
+            with sqlite_errors(self._texts), value_errors(self._texts):
+                for _ in range(count):
+                    self._connections.put(self._connect())
+        except BaseException:
+            self._close_connections()
+            raise
         self.beside = ThreadPoolExecutor(count, thread_name_prefix="ortkit-search")
         """For what runs while the calling thread does something else: SQLite and numpy release the interpreter."""
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._texts, read_only=True)
         try:
+            check_schema(connection)
             full_text.prepare(connection)
-            # What a search needs must be there, so that a damaged file is refused now.
-            connection.execute("SELECT id, name FROM files LIMIT 1").fetchone()
-            connection.execute(f"{_LOCATE} LIMIT 1").fetchone()
+            # So that a damaged file is refused now.
             connection.execute("SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1").fetchone()
         except BaseException:
             connection.close()
@@ -137,8 +140,11 @@ class Snapshot:
             if not self._retired or self._users:
                 return
             self.beside.shutdown(wait=False)
-            while not self._connections.empty():
-                self._connections.get().close()
+            self._close_connections()
+
+    def _close_connections(self) -> None:
+        while not self._connections.empty():
+            self._connections.get().close()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -170,7 +176,7 @@ class Snapshot:
 
     def _file_names(self) -> dict[int, str]:
         if self._names is None:
-            with self._connection() as connection:
+            with self._connection() as connection, value_errors(self._texts):
                 self._names = read_names(connection)
         return self._names
 
@@ -187,14 +193,14 @@ class Snapshot:
     def locate(self, chunks: Sequence[int]) -> dict[int, Located]:
         """Files and vectors of chunks; raises BundleError where vectors and texts do not belong together."""
         found = {}
-        with self._connection() as connection:
+        with self._connection() as connection, value_errors(self._texts):
             for part, marks in in_parts(chunks):
                 sql = f"{_LOCATE} WHERE chunks.id IN ({marks})"
                 for chunk, name, number, segment, row in connection.execute(sql, tuple(part)):
                     start = self._starts.get(segment)
                     if start is None or not 0 <= row < self.index.rows - start:
                         raise self._inconsistent()
-                    found[chunk] = Located(chunk, name.decode("utf-8", "surrogateescape"), number, start + row)
+                    found[chunk] = Located(chunk, file_name(name), int(number), int(start + row))
         if len(found) < len(set(chunks)):
             raise self._inconsistent()
         return found
@@ -202,17 +208,16 @@ class Snapshot:
     def texts(self, chunks: Sequence[int]) -> dict[int, Chunk]:
         """Chunks with their texts."""
         found = {}
-        with self._connection() as connection:
+        with self._connection() as connection, value_errors(self._texts):
             for part, marks in in_parts(chunks):
                 sql = (
                     "SELECT id, text, title, context, first_line, last_line, page, headings FROM chunks "  # noqa: S608
                     f"WHERE id IN ({marks})"
                 )
                 for number, text, title, context, first, last, page, headings in connection.execute(sql, tuple(part)):
-                    try:
-                        found[number] = chunk_of(text, title, context, (first, last), page, headings)
-                    except (ValueError, TypeError) as error:
-                        raise BundleError(f"`{self._texts}` is damaged: {error}", hint=BUILD_AGAIN) from error
+                    found[number] = chunk_of(text, title, context, (first, last), page, headings)
+        if len(found) < len(set(chunks)):
+            raise self._inconsistent()
         return found
 
     def _inconsistent(self) -> BundleError:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.records import read_record, write_record
-from ...runtime.errors import BundleError, OutputError
+from ...runtime.errors import BundleError, OrtkitError, OutputError
 from ...runtime.output_path import cannot_write
 from .chunks import Chunk
 from .documents.document import Place
@@ -60,6 +60,9 @@ CREATE INDEX chunks_hash ON chunks (hash);
 CREATE INDEX chunks_row ON chunks (segment, row, file);
 CREATE VIRTUAL TABLE words USING fts5({", ".join(COLUMNS)}, content='', tokenize='{TOKENIZER}');
 """
+_STATEMENTS = frozenset(statement.strip() for statement in _SCHEMA.split(";\n") if statement.strip())
+_OF_FTS5 = "words\\_%"
+"""Names of the tables that FTS5 makes, whose SQL depends on SQLite's version."""
 _FTS_VALUES = "title, headings, text"
 _VARIABLES = 500
 """Parameters of a statement; old SQLites take 999."""
@@ -114,7 +117,10 @@ def text_hash(text: str) -> bytes:
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into BundleError, for a damaged file, or OutputError, for one that cannot be written."""
+    """Turn SQLite's errors into BundleError, for a damaged file, or OutputError, for one that cannot be written.
+
+    For a file that is missing: FileNotFoundError.
+    """
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -123,7 +129,41 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             raise cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path.parent) from error
         if code is not None and code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             raise OutputError(f"`{path}` cannot be read or written: {error}") from error
+        if code is not None and code & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            _raise_opening(path)
         raise BundleError(f"`{path}` is damaged: {error}", hint=BUILD_AGAIN) from error
+
+
+def _raise_opening(path: Path) -> None:
+    """Raise what SQLite does not tell: FileNotFoundError, where a writer removed a file, or BundleError."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def value_errors(path: Path) -> Iterator[None]:
+    """Turn what values of another type raise into BundleError: SQLite's columns take any."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        if isinstance(error, OrtkitError):
+            raise
+        raise BundleError(f"`{path}` has a value that is not valid: {error}", hint=BUILD_AGAIN) from error
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError for a database with other tables, views or triggers, which could run what they like.
+
+    SQLite keeps the text of each statement.
+    """
+    sql = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND NOT (type = 'table' AND name LIKE ? ESCAPE '\\')"
+    found = {statement for (statement,) in connection.execute(sql, (_OF_FTS5,))}
+    if found != _STATEMENTS:
+        raise sqlite3.DatabaseError("it has another schema than an index")
 
 
 def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -141,15 +181,27 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
+def file_name(stored: Any) -> str:
+    """The name of a file as FoundFile has it; raises ValueError for one that leads out of the folder."""
+    if not isinstance(stored, bytes) or b"\0" in stored or not {b"", b".", b".."}.isdisjoint(stored.split(b"/")):
+        raise ValueError(f"{stored!r} is not the name of a file in a folder")
+    return os.fsdecode(stored)
+
+
 def read_names(connection: sqlite3.Connection) -> dict[int, str]:
-    """The names of all files, by id."""
-    return {number: os.fsdecode(name) for number, name in connection.execute("SELECT id, name FROM files")}
+    """The names of all files, by id; raises ValueError."""
+    return {number: file_name(name) for number, name in connection.execute("SELECT id, name FROM files")}
 
 
 def read_files(connection: sqlite3.Connection) -> dict[str, StoredFile]:
-    """All complete files, by name."""
+    """All complete files, by name; raises ValueError."""
     sql = "SELECT name, id, size, modified_ns, read_ns, sha256 FROM files WHERE complete"
-    return {os.fsdecode(name): StoredFile(number, Stamp(*stamp)) for name, number, *stamp in connection.execute(sql)}
+    found = {}
+    for name, number, size, modified_ns, read_ns, sha256 in connection.execute(sql):
+        if not all(isinstance(value, int) for value in (size, modified_ns, read_ns)):
+            raise ValueError(f"{(size, modified_ns, read_ns)} are not the size and times of a file")
+        found[file_name(name)] = StoredFile(number, Stamp(size, modified_ns, read_ns, str(sha256)))
+    return found
 
 
 def in_parts(values: Sequence[Any], size: int = _VARIABLES) -> Iterator[tuple[Sequence[Any], str]]:
@@ -168,7 +220,7 @@ class WorkingStore:
         Raises BundleError where it is damaged or not a copy, and OutputError.
         """
         self.path = path
-        with sqlite_errors(path):
+        with sqlite_errors(path), value_errors(path):
             self.connection = connect(path, read_only=False)
             try:
                 self._open(state)
@@ -187,6 +239,7 @@ class WorkingStore:
             with self.transaction():
                 self._save_state()
             return
+        check_schema(self.connection)
         found = self.connection.execute("SELECT value FROM state WHERE key = 'work'").fetchone()
         if found is None:
             raise BundleError(f"`{self.path}` is not a working copy")
@@ -196,8 +249,14 @@ class WorkingStore:
             raise BundleError(f"`{self.path}` has no valid state: {error}") from error
 
     @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Turn the errors of a damaged copy into BundleError."""
+        with sqlite_errors(self.path), value_errors(self.path):
+            yield self.connection
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
-        with sqlite_errors(self.path), self.connection:
+        with self.reading(), self.connection:
             yield
 
     def close(self) -> None:
@@ -248,8 +307,14 @@ class WorkingStore:
             self.connection.execute("DELETE FROM chunks WHERE file = ?", (number,))
             self.connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
+    def files(self) -> dict[str, StoredFile]:
+        """All complete files, by name."""
+        with self.reading() as connection:
+            return read_files(connection)
+
     def incomplete(self) -> list[int]:
-        return [number for (number,) in self.connection.execute("SELECT id FROM files WHERE NOT complete")]
+        with self.reading() as connection:
+            return [number for (number,) in connection.execute("SELECT id FROM files WHERE NOT complete")]
 
     def add_chunks(self, chunks: Iterable[NewChunk]) -> None:
         """Add chunks to files that are not complete."""
@@ -272,19 +337,22 @@ class WorkingStore:
         found: dict[bytes, tuple[int, int]] = {}
         for part, marks in in_parts(hashes):
             sql = f"SELECT hash, segment, row FROM chunks WHERE hash IN ({marks})"  # noqa: S608
-            found |= {known: (segment, row) for known, segment, row in self.connection.execute(sql, tuple(part))}
+            with self.reading() as connection:
+                found |= {known: (segment, row) for known, segment, row in connection.execute(sql, tuple(part))}
         return found
 
     def live_rows(self) -> dict[int, int]:
         """Number of chunks of each segment."""
-        return dict(self.connection.execute("SELECT segment, count(*) FROM chunks GROUP BY segment").fetchall())
+        with self.reading() as connection:
+            return dict(connection.execute("SELECT segment, count(*) FROM chunks GROUP BY segment").fetchall())
 
     def rows_of(self, segments: Iterable[int]) -> NDArray[np.int64]:
         """(chunks, 4): id, segment, row and file of the chunks of some segments, in order of segment and row."""
         parts = [np.empty((0, 4), np.int64)]
         for segment in segments:
             sql = "SELECT id, segment, row, file FROM chunks WHERE segment = ? ORDER BY row"
-            parts.append(np.array(self.connection.execute(sql, (segment,)).fetchall(), np.int64).reshape(-1, 4))
+            with self.reading() as connection:
+                parts.append(np.array(connection.execute(sql, (segment,)).fetchall(), np.int64).reshape(-1, 4))
         return np.concatenate(parts)
 
     def move_rows(self, moved: Iterable[tuple[int, int, int]]) -> None:
@@ -293,8 +361,9 @@ class WorkingStore:
 
     def counts(self) -> tuple[int, int]:
         """Number of complete files, and of all chunks."""
-        (files,) = self.connection.execute("SELECT count(*) FROM files WHERE complete").fetchone()
-        (chunks,) = self.connection.execute("SELECT count(*) FROM chunks").fetchone()
+        with self.reading() as connection:
+            (files,) = connection.execute("SELECT count(*) FROM files WHERE complete").fetchone()
+            (chunks,) = connection.execute("SELECT count(*) FROM chunks").fetchone()
         return files, chunks
 
     def optimize(self) -> None:
@@ -308,7 +377,11 @@ def _indexed(title: str, headings: Sequence[str], text: str) -> tuple[str, str, 
 
 
 def chunk_of(text: str, title: str, context: str, lines: tuple[Any, Any], page: int | None, headings: str) -> Chunk:
-    """A chunk from its columns."""
+    """A chunk from its columns; raises ValueError, TypeError and RecursionError."""
     first, last = lines
-    place = Place(None if first is None else (first, last), page, tuple(json.loads(headings)))
-    return Chunk(text, title, place, context)
+    names = json.loads(headings)
+    if not all(isinstance(value, str) for value in (text, title, context, *names)):
+        raise ValueError("a text, title or heading is not text")
+    if not all(isinstance(value, int | None) for value in (first, last, page)) or (first is None) != (last is None):
+        raise ValueError("a line or page is not a number")
+    return Chunk(text, title, Place(None if first is None else (first, last), page, tuple(names)), context)

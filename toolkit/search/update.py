@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from .chunks import Chunk, Chunker
 from .documents.document import UnreadableFileError
 from .documents.reading import read_document
 from .facts import IndexProgress, UpdateReport
-from .folder import FolderRules, FoundFile, SkippedFile, walk
+from .folder import FolderRules, FoundFile, SkippedFile, check_folder, check_rules, walk
 from .index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
-from .store import Stamp, StoredFile, read_files, text_hash
+from .store import Stamp, StoredFile, text_hash
 from .vectors import unit_rows
 from .workspace import PendingChunk, PendingFile, Workspace, published_files
 from .writer_lock import writing
@@ -43,21 +44,26 @@ def update(
     folder: Path,
     embedder: Embedder,
     *,
-    rules: FolderRules,
+    rules: FolderRules | None,
     chunker: Chunker,
     restart: bool,
     progress: Progress | None,
 ) -> UpdateReport:
-    """Build the index at `path`, or update it; raises as `Index.build` does."""
+    """Build the index at `path`, or update it; without `rules`, by its own. Raises as `Index.build` does."""
     started = time.monotonic()
     origin = Origin(bundle_record(embedder), chunker.settings, uri_of(folder))
-    found = list(_walked(folder, rules, without=path))
+    # Before a folder for the index is made.
+    check_folder(folder)
+    if rules is not None:
+        check_rules(rules)
     with writing(path):
         published = _published(path, restart=restart)
         if published is not None and not restart:
             _check_origin(path, published.origin, origin)
+        chosen = rules or (FolderRules() if published is None else published.rules)
+        found = list(_walked(folder, chosen, without=path))
         with _writing_errors(path):
-            workspace = Workspace(path, origin, published, restart=restart)
+            workspace = Workspace(path, origin, chosen, published, restart=restart)
         try:
             run = _Update(workspace, embedder, chunker, folder, progress)
             run.read(found)
@@ -166,6 +172,7 @@ class _Update:
         self._finished: list[PendingFile] = []
         self._characters = 0
         self._files = self._of_files = self._chunks = self._embedded = self._reused = 0
+        self._counting = threading.Lock()
 
     def read(self, found: Sequence[FoundFile | SkippedFile]) -> None:
         """Read and embed what is new; raises what the embedder raises, and OutputError."""
@@ -259,8 +266,7 @@ class _Update:
         first_of: dict[bytes, Chunk] = {}
         for one in self._batch:
             first_of.setdefault(one.hash, one.chunk)
-        stored = self._workspace.begin().known_vectors(list(first_of)) if first_of else {}
-        found = {known: self._workspace.vector(*place) for known, place in stored.items()}
+        found = self._workspace.known_vectors(list(first_of)) if first_of else {}
         new = [known for known in first_of if known not in found]
         embedded, without = self._embed([first_of[known].embedded_text for known in new])
         new = [known for place, known in enumerate(new) if place not in without]
@@ -279,16 +285,27 @@ class _Update:
         if not texts:
             return np.empty((0, self._embedder.dimension), np.float32), without
         try:
-            vectors = self._embedder.embed_passages(texts)
+            vectors = self._embed_passages(texts)
         except TextError as error:
             if not error.texts:
                 raise
             without = frozenset(error.texts)
             rest = [text for place, text in enumerate(texts) if place not in without]
-            vectors = (
-                self._embedder.embed_passages(rest) if rest else np.empty((0, self._embedder.dimension), np.float32)
-            )
+            vectors = self._embed_passages(rest) if rest else np.empty((0, self._embedder.dimension), np.float32)
         return unit_rows(vectors), without
+
+    def _embed_passages(self, texts: list[str]) -> NDArray[np.float32]:
+        """Embed passages, and report each batch of the embedder, which counts on several threads."""
+        before = self._embedded
+
+        def advance(count: int) -> None:
+            with self._counting:
+                self._embedded += count
+                self._report()
+
+        vectors = self._embedder.embed_passages(texts, progress=advance)
+        self._embedded = before
+        return vectors
 
     def _report(self) -> None:
         if self._progress is not None:
@@ -300,13 +317,14 @@ class _Update:
         before = self._before(restart=restart)
         if workspace.store is not None or self._known.keys() - self._names:
             self._tidy()
-        after = self._known if workspace.store is None else read_files(workspace.store.connection)
+        after = self._known if workspace.store is None else workspace.store.files()
         self._check_not_empty(after)
         changed = sum(name in before and before[name].stamp.sha256 != file.stamp.sha256 for name, file in after.items())
         added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
         published = workspace.published
         moved = published is not None and published.origin != workspace.origin
-        wrote = bool(published is None or added or changed or removed or moved or restart)
+        rules_changed = published is not None and published.rules != workspace.rules
+        wrote = bool(published is None or added or changed or removed or moved or rules_changed or restart)
         if wrote:
             published = workspace.publish()
         else:
@@ -321,6 +339,7 @@ class _Update:
             reused=self._reused,
             skipped=tuple(self._skipped),
             partly_read=tuple(self._partly),
+            rules_changed=rules_changed,
             resumed=workspace.resumed,
             wrote=wrote,
             seconds=time.monotonic() - started,
@@ -343,7 +362,7 @@ class _Update:
         store = self._workspace.begin()
         with store.transaction():
             store.remove_files(store.incomplete())
-            gone = [file.id for name, file in read_files(store.connection).items() if name not in self._names]
+            gone = [file.id for name, file in store.files().items() if name not in self._names]
             store.remove_files(gone)
             for number, stamp in self._stamps:
                 store.set_stamp(number, stamp)

@@ -93,9 +93,12 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Map a .npy file of this type and shape; raises BundleError for another, and FileNotFoundError."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not `np.load`, which reads ZIP archives and pickles too.
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror or error}") from error
     # A header that is not numpy's: ValueError, EOFError or, for a file that is too short to be mapped, OSError.
     except (ValueError, EOFError, OSError) as error:
         raise BundleError(f"`{path}` is not a valid .npy file: {error}", hint=BUILD_AGAIN) from error
@@ -166,8 +169,10 @@ class Vectors:
         chosen = np.flatnonzero(usable) if np.count_nonzero(usable) < _FEW * len(usable) else None
         if chosen is None:
             approximate = np.empty(len(self.chunks), np.float32)
-            for segment, start in zip(self.segments, self.starts, strict=False):
-                segment.scores(query, approximate[start : start + segment.record.rows])
+            with np.errstate(invalid="ignore", over="ignore"):
+                for segment, start in zip(self.segments, self.starts, strict=False):
+                    segment.scores(query, approximate[start : start + segment.record.rows])
+            _check_finite(approximate)
             approximate[~usable] = -np.inf
             # More than asked for: int8 and the rounding of float32 sums may swap neighbors.
             chosen = _largest(approximate, 4 * count)
@@ -187,7 +192,15 @@ class Vectors:
                 picked = self.segments[number].vectors[rows[some] - self.starts[number]]
                 # float64: the products of float32 numbers are exact. `sum` over a row does not depend on the others.
                 found[some] = (picked.astype(np.float64) * query.astype(np.float64)).sum(axis=1)
+        _check_finite(found)
         return found
+
+
+def _check_finite(similarities: NDArray[Any]) -> None:
+    """Refuse vectors with NaN or infinity, which no similarity can be ordered by."""
+    # The sum of finite cosines is finite, and takes less time than to look at each.
+    if not np.isfinite(similarities.sum(dtype=np.float64)):
+        raise BundleError("the index has vectors that are not finite: it is damaged", hint=BUILD_AGAIN)
 
 
 def _parts(places: NDArray[np.int64], size: int = 1024) -> Iterator[NDArray[np.int64]]:

@@ -19,18 +19,31 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import BundleError
 from .chunks import Chunk
+from .folder import FolderRules
 from .index_file import (
     INDEX_FILE,
     LOCK_FILE,
     IndexFile,
     Origin,
     SegmentRecord,
+    missing,
     remove_others,
     rows_name,
     texts_name,
     write_index_file,
 )
-from .store import NewChunk, Stamp, StoredFile, WorkingStore, WorkState, connect, read_files, sqlite_errors
+from .store import (
+    NewChunk,
+    Stamp,
+    StoredFile,
+    WorkingStore,
+    WorkState,
+    check_schema,
+    connect,
+    read_files,
+    sqlite_errors,
+    value_errors,
+)
 from .vectors import HEADER_BYTES, INT8_ROWS, Segment, SegmentWriter, save_array, segments_to_merge, write_int8_copy
 
 _OPTIMIZE = 0.1
@@ -60,8 +73,10 @@ class PendingChunk:
 class Workspace:
     """What a writer makes of a published generation, or of nothing. Nothing is copied before the first change."""
 
-    def __init__(self, folder: Path, origin: Origin, published: IndexFile | None, *, restart: bool) -> None:
-        self.folder, self.origin, self.published = folder, origin, published
+    def __init__(
+        self, folder: Path, origin: Origin, rules: FolderRules, published: IndexFile | None, *, restart: bool
+    ) -> None:
+        self.folder, self.origin, self.rules, self.published = folder, origin, rules, published
         self.generation = 1 if published is None else published.generation + 1
         self._base = None if restart else published
         self._path = folder / texts_name(self.generation)
@@ -113,7 +128,7 @@ class Workspace:
     def known_files(self) -> dict[str, StoredFile]:
         """The files whose chunks are stored."""
         if self.store is not None:
-            return read_files(self.store.connection)
+            return self.store.files()
         return {} if self._base is None else published_files(self.folder, self._base)
 
     def begin(self) -> WorkingStore:
@@ -187,12 +202,16 @@ class Workspace:
             self._writer = SegmentWriter(path, self.origin.bundle.dimension, rows=record.rows)
         return self._writer
 
-    def vector(self, segment: int, row: int) -> NDArray[np.float32]:
-        """A vector that was stored before."""
-        state = self.begin().state
+    def known_vectors(self, hashes: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """The vectors of texts that were embedded before."""
+        store = self.begin()
+        with value_errors(self._path):
+            return {known: self._vector(store.state, *place) for known, place in store.known_vectors(hashes).items()}
+
+    def _vector(self, state: WorkState, segment: int, row: int) -> NDArray[np.float32]:
         if segment == state.growing:
             return self._growing(state.segments[-1]).read(row)
-        record = next(one for one in state.segments if one.number == segment)
+        record = {one.number: one for one in state.segments}[segment]
         return np.asarray(self._segment(record).vectors[row])
 
     def _segment(self, record: SegmentRecord) -> Segment:
@@ -205,20 +224,22 @@ class Workspace:
         """Complete the segments, and let readers see this generation."""
         store = self.begin()
         self._finish_growing(store)
-        self._merge(store)
-        self._copy_as_int8(store)
-        files, chunks = store.counts()
-        with store.transaction():
-            if self.new_chunks > _OPTIMIZE * chunks:
-                store.optimize()
-            store.set_state(replace(store.state, base=self.generation))
-        self._write_rows(store)
+        with value_errors(self._path):
+            self._merge(store)
+            self._copy_as_int8(store)
+            files, chunks = store.counts()
+            with store.transaction():
+                if self.new_chunks > _OPTIMIZE * chunks:
+                    store.optimize()
+                store.set_state(replace(store.state, base=self.generation))
+            self._write_rows(store)
         segments = store.state.segments
         store.close()
         index = IndexFile(
             generation=self.generation,
             built=datetime.now(UTC).isoformat(timespec="seconds"),
             origin=self.origin,
+            rules=self.rules,
             files=files,
             chunks=chunks,
             segments=segments,
@@ -311,5 +332,9 @@ def _known_id(pending: PendingFile) -> int:
 def published_files(folder: Path, index: IndexFile) -> dict[str, StoredFile]:
     """The files of a published generation; raises BundleError where it is damaged."""
     path = folder / texts_name(index.generation)
-    with sqlite_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
-        return read_files(connection)
+    try:
+        with sqlite_errors(path), value_errors(path), contextlib.closing(connect(path, read_only=True)) as connection:
+            check_schema(connection)
+            return read_files(connection)
+    except FileNotFoundError as error:
+        raise missing(folder, error) from error

@@ -146,7 +146,7 @@ def test_a_context_smaller_than_one_passage_is_an_error(decoder_bundle: Bundle) 
 
 
 def test_a_question_of_any_length_has_an_error_of_its_own(decoder: Decoder) -> None:
-    with pytest.raises(TextTooLongError, match="instructions and question take 4097"):
+    with pytest.raises(TextTooLongError, match="the instructions and the question, which take at least 4097"):
         prepared(decoder, hit("Yes."), question="word " * 20_000)
 
 

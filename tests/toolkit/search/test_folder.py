@@ -77,6 +77,33 @@ BELOW = [
 ]
 
 
+def test_caches_are_left_out_by_default(tmp_path: Path) -> None:
+    for folder in ("__pycache__", "web/node_modules/x", "built", "not_tagged", "manuals"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text("a")
+    (tmp_path / "built" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# a comment\n")
+    (tmp_path / "not_tagged" / "CACHEDIR.TAG").write_text("Signature: none\n")
+    (tmp_path / "manuals" / "__pycache__").write_text("a file of that name")
+    os.mkfifo(tmp_path / "manuals" / "CACHEDIR.TAG")
+
+    found = [file.name for file in walk(tmp_path, FolderRules())]
+    all_of_them = [file.name for file in walk(tmp_path, FolderRules(hidden=True))]
+
+    assert found == [
+        "manuals/CACHEDIR.TAG",
+        "manuals/__pycache__",
+        "manuals/a.txt",
+        "not_tagged/CACHEDIR.TAG",
+        "not_tagged/a.txt",
+    ]
+    assert set(all_of_them) - set(found) == {
+        "__pycache__/a.txt",
+        "built/CACHEDIR.TAG",
+        "built/a.txt",
+        "web/node_modules/x/a.txt",
+    }
+
+
 def test_ignore_files_are_those_of_git(tmp_path: Path) -> None:
     """The reference is git itself, with the same files by its own name."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

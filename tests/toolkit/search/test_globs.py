@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ortkit import InputError
@@ -23,6 +25,10 @@ MATCHES = [
     ("a+b(1).txt", ["a+b(1).txt"], ["aab1.txt"]),
     ("*", ["a", "x/y", "line\nbreak"], []),
     ("a*b*c", ["abc", "a--b--c"], ["ab/c"]),
+    ("a*b*c*d", ["abcd", "a-b-b-c-c-d-d"], ["abcdc", "acbd"]),
+    ("**/a/**/b*/**/c.md", ["a/b/c.md", "x/a/a/y/bb/b/z/c.md"], ["a/c.md", "b/a/c.md", "a/b/x.md"]),
+    ("a/**/**/b", ["a/b", "a/x/y/b", "a/x/b/z"], ["a", "x/a/b"]),
+    ("x/**/a*a/**", ["x/aa/b", "x/y/a-a/b/c"], ["x/aa", "x/a/b"]),
     ("\udcff.txt", ["\udcff.txt"], ["x.txt"]),
 ]
 
@@ -32,6 +38,15 @@ def test_what_a_pattern_matches(pattern: str, matching: list[str], others: list[
     globs = Globs([pattern])
 
     assert [name for name in matching + others if globs.match(name)] == matching
+
+
+def test_patterns_of_many_stars_take_no_time() -> None:
+    """A client of the server can send them."""
+    began = time.monotonic()
+    assert not Globs(["*a" * 30 + "b"]).match("a" * 250)
+    assert not Globs(["**/a/" * 30 + "b"]).match("a/" * 100 + "c")
+    assert not Globs(["**/*a*a/" * 15 + "b"]).match("aaaaaaaaaa/" * 100 + "c")
+    assert time.monotonic() - began < 2
 
 
 def test_one_of_several_is_enough_and_none_matches_nothing() -> None:

@@ -199,6 +199,24 @@ def test_many_batches(tmp_path: Path, tiny_embedder: Embedder, monkeypatch: pyte
         assert [(hit.file, hit.scores) for hit in found] == [(hit.file, hit.scores) for hit in expected]
 
 
+def test_progress_within_a_batch_of_chunks(tmp_path: Path, tiny_embedder: Embedder) -> None:
+    folder = write_files(tmp_path / "many", {f"{n}.txt": f"fox number {n}" for n in range(40)})
+    seen: list[IndexProgress] = []
+    original = Embedder.embed_passages
+
+    def in_small_batches(embedder: Embedder, passages: list[str], **options: Any) -> Any:
+        return original(embedder, passages, batch_tokens=64, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Embedder, "embed_passages", in_small_batches)
+        Index.build(tmp_path / "x.index", folder, tiny_embedder, progress=seen.append).close()
+    embedded = [one.embedded for one in seen]
+    assert embedded == sorted(embedded)
+    assert (embedded[0], embedded[-1]) == (0, 40)
+    # All chunks are one batch of the index, but not of the embedder.
+    assert len(set(embedded)) > 4
+
+
 def test_progress(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
     seen: list[IndexProgress] = []
     with Index.build(tmp_path / "x.index", manuals, tiny_embedder, progress=seen.append) as made:
@@ -647,6 +665,52 @@ def test_rules(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
     rules = FolderRules(include=("*.md",))
     with Index.build(tmp_path / "x.index", manuals, tiny_embedder, rules=rules) as made:
         assert made.facts.files == 2
+        assert made.facts.rules == rules
+
+
+def test_an_update_without_rules_follows_those_of_the_index(
+    tmp_path: Path, manuals: Path, tiny_embedder: Embedder
+) -> None:
+    rules = FolderRules(include=("*.md", "*.txt"), exclude=("notes.txt",), max_file_bytes=1000, hidden=True)
+    with Index.build(tmp_path / "x.index", manuals, tiny_embedder, rules=rules, chunk_tokens=48) as made:
+        pass
+    report = again(Index.open(made.path, embedder=tiny_embedder))
+    assert (report.wrote, report.rules_changed) == (False, False)
+    write_files(manuals, {"new.md": "a fox", "new.csv": "a,b\n1,2\n", "large.md": "fox " * 300, ".hidden.md": "fox"})
+    for restart in (False, True):
+        with Index.build(made.path, manuals, tiny_embedder, chunk_tokens=48, restart=restart) as updated:
+            assert updated.facts.rules == rules
+            assert not updated.update_report.rules_changed
+            assert {file for file, _ in contents(updated)} == {
+                "boats/knots.md",
+                "boats/pump.md",
+                "new.md",
+                ".hidden.md",
+                "中文.txt",
+            }
+
+
+def test_other_rules_are_followed_and_kept(index: Index, tiny_embedder: Embedder) -> None:
+    assert index.facts.rules == FolderRules()
+    report = again(index, rules=FolderRules(exclude=("boats/",)))
+    assert (report.rules_changed, report.removed, report.added, report.embedded) == (True, 2, 0, 0)
+    report = again(index)
+    assert (report.rules_changed, report.wrote) == (False, False)
+    # Rules that leave the same files are kept too.
+    report = again(index, rules=FolderRules(exclude=("boats/", "none.txt")))
+    assert (report.rules_changed, report.wrote, report.unchanged) == (True, True, 2)
+    with Index.open(index.path, embedder=tiny_embedder) as opened:
+        assert opened.facts.rules == FolderRules(exclude=("boats/", "none.txt"))
+    report = again(index, rules=FolderRules())
+    assert (report.rules_changed, report.added) == (True, 2)
+
+
+def test_rules_that_are_not_valid_make_no_folder(tmp_path: Path, manuals: Path, tiny_embedder: Embedder) -> None:
+    with pytest.raises(InputError, match=r"the exclude pattern `\[` has a `\[` without `\]`"):
+        Index.build(tmp_path / "x.index", manuals, tiny_embedder, rules=FolderRules(exclude=("[",)))
+    with pytest.raises(NotFoundError, match="there is no folder"):
+        Index.build(tmp_path / "x.index", tmp_path / "nowhere", tiny_embedder)
+    assert not (tmp_path / "x.index").exists()
 
 
 @pytest.mark.parametrize("arguments", [{"restart": "yes"}, {"path": 3}, {"folder": 3}, {"path": ""}])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ortkit.toolkit.search.sentences import sentence_ends, sentence_spans
@@ -29,3 +31,12 @@ def test_sentences(sentences: list[str]) -> None:
 def test_a_text_without_words_has_no_sentence() -> None:
     assert sentence_spans(" \n ") == sentence_spans("") == []
     assert sentence_ends("") == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * 200_000, "a" + " \n" * 100_000 + "- b", ". " * 100_000, "e.g. " * 40_000, "\n \t" * 60_000 + "x"]
+)
+def test_long_texts_take_a_time_that_grows_with_their_length(text: str) -> None:
+    began = time.monotonic()
+    sentence_spans(text)
+    assert time.monotonic() - began < 4
