@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 from benchmarks.texts import held_out_texts
@@ -38,6 +39,10 @@ from tests.hub_users import ADA, BOB, EVE, SMALL_FILES, HubUser, user_of
 from tests.shared import shared_folder
 from tests.silence import be_silent_for_long
 from tests.small_probe import WHOLE, probe_in, write_small_probe
+
+# A test must not fail because the machine is busy.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

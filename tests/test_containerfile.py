@@ -78,10 +78,11 @@ def test_the_configuration_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / "bundles" / name).mkdir(parents=True)
     monkeypatch.setenv("ORTKIT_BUNDLES", str(tmp_path / "bundles"))
     path = tmp_path / "serve.toml"
-    path.write_text(re.sub(r"^#(?=\w+ = )", "", (EXAMPLES / "serve.toml").read_text("utf-8"), flags=re.MULTILINE))
+    path.write_text(re.sub(r"^#(?=\w+ = |\[)", "", (EXAMPLES / "serve.toml").read_text("utf-8"), flags=re.MULTILINE))
 
     plan = plan_of((), path, {})
 
     assert plan.bundles.keys() == {"search", "chat"}
+    assert plan.indexes == {"manuals": "/srv/manuals.index"}
     assert plan.settings.api_keys == tmp_path / "api-keys"
     assert plan.settings.max_memory == 1500 << 20

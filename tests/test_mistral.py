@@ -122,7 +122,7 @@ def test_texts_have_the_ids_of_sentencepiece_and_of_transformers(
     assert ids.count(BOS) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
     | st.text(st.sampled_from("ab \n\t▁<>0xAé🧀東"), max_size=30)
@@ -228,7 +228,7 @@ def test_a_character_of_bytes_comes_at_once(decoder: Decoder) -> None:
     assert parts == [" ", "", "", "", "", "🧀,"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     ids=st.lists(
         st.integers(FIRST_BYTE, FIRST_BYTE + 255)

@@ -15,6 +15,7 @@ PREFIX = "ORTKIT_"
 VARIABLES = {
     "ORTKIT_BUNDLES": "the folder of bundles",
     "ORTKIT_CACHE": "the folder for caches",
+    "ORTKIT_LINK": "the form of links to passages",
     "ORTKIT_MAX_MEMORY": "the limit on a model's memory",
     "ORTKIT_POLICY": "the file with the policy on signatures",
     "ORTKIT_PYTHON": "the Python that the installer of a kit runs with",

@@ -87,7 +87,7 @@ def test_vectors_are_those_of_sentence_transformers(
 TEXTS = held_out_texts(60)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chosen=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=40),
     batch_tokens=st.integers(1, 3000),

@@ -109,7 +109,7 @@ def made(kind: str) -> SafeTokenizer:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS, size=st.integers(1, 30))
 @example(text="foo bar a.b <mask> word <s> x.\ny 's a's \n\n b", size=1)
 @example(text="ŀ\ny é\n。 が\nh й\n", size=1)

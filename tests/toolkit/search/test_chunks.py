@@ -244,7 +244,7 @@ def words_of(text: str) -> str:
     return "".join(text.split())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     passages=documents(),
     name=st.sampled_from(["word-piece", "bpe", "unigram"]),
