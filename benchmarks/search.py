@@ -32,11 +32,11 @@ from ortkit.toolkit.search.bundle_of_index import bundle_record
 from ortkit.toolkit.search.chunks import Chunk, ChunkSettings
 from ortkit.toolkit.search.documents.document import Place
 from ortkit.toolkit.search.folder import FolderRules
-from ortkit.toolkit.search.index_file import Origin, uri_of
-from ortkit.toolkit.search.snapshot import Snapshot
-from ortkit.toolkit.search.store import Stamp, text_hash
-from ortkit.toolkit.search.vectors import unit_rows
-from ortkit.toolkit.search.workspace import PendingChunk, PendingFile, Workspace
+from ortkit.toolkit.search.storage.index_file import Origin, uri_of
+from ortkit.toolkit.search.storage.snapshot import Snapshot
+from ortkit.toolkit.search.storage.store import Stamp, text_hash
+from ortkit.toolkit.search.storage.vectors import unit_rows
+from ortkit.toolkit.search.storage.workspace import PendingChunk, PendingFile, Workspace
 
 SEED = 23
 BATCH = 5_000

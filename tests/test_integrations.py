@@ -25,7 +25,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from ortkit import Embedder, Index, Reranker
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
 from tests.test_docs import DOCS, run_example

@@ -163,7 +163,7 @@ def _embedder(bundle: str | None, output: str, max_memory: int | None) -> tuple[
     """
     from ...runtime.encoder.embedder import Embedder
     from ..search.bundle_of_index import open_embedder
-    from ..search.index_file import read_index_file
+    from ..search.storage.index_file import read_index_file
 
     path = Path(output)
     origin = None

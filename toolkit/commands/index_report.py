@@ -12,17 +12,20 @@ from ...runtime.bundle.records import write_record
 from ...runtime.sizes import megabytes
 from ..console.terminal import escaped_json, print_table
 from ..search.folder import FolderRules
-from ..search.index_file import INDEX_FILE, read_index_file
 
 
 def is_index(name: str) -> bool:
     """Whether this is a folder that `ortkit index` made."""
+    from ..search.storage.index_file import INDEX_FILE
+
     folder = Path(name)
     return (folder / INDEX_FILE).is_file() and not (folder / MANIFEST).exists()
 
 
 def inspect_index(name: str, *, as_json: bool) -> None:
     """Print what an index was built from, and its size; raises what `read_index_file` raises."""
+    from ..search.storage.index_file import read_index_file
+
     index = read_index_file(Path(name))
     origin = index.origin
     fields = {

@@ -11,7 +11,7 @@ from ...runtime.bundle.folder import MANIFEST
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.errors import BundleError, NotFoundError
 from ...runtime.output_path import bundles_folder
-from .index_file import BUILD_AGAIN, BundleRecord, path_of, uri_of
+from .storage.index_file import BUILD_AGAIN, BundleRecord, path_of, uri_of
 
 _ANOTHER = f"give the bundle that it was built with, or {BUILD_AGAIN}"
 

@@ -8,7 +8,6 @@ it will be embedded, since the tokens of a text need not be those of its parts.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
@@ -18,6 +17,7 @@ import numpy as np
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.errors import InputError
 from ...runtime.text.sentences import sentence_starts
+from .characters import whole_characters
 from .documents.document import Document, Passage, Place
 
 DEFAULT_TOKENS = 128
@@ -378,20 +378,8 @@ def _word_start(text: str, start: int, end: int) -> int:
     space = max(text.rfind(" ", (start + end) // 2, end), text.rfind("\n", (start + end) // 2, end))
     if space > start:
         return space
-    cut = end
-    while start < cut < len(text) and _continues(text, cut):
-        cut -= 1
+    cut = whole_characters(text, end, start)
     return cut if cut > start else end
-
-
-def _continues(text: str, place: int) -> bool:
-    """Whether the code point belongs to the character before: accents, modifiers and joined emoji."""
-    code = text[place]
-    return (
-        unicodedata.category(code) in {"Mn", "Me", "Mc"}
-        or "\u200d" in (code, text[place - 1])
-        or "\U0001f3fb" <= code <= "\U0001f3ff"
-    )
 
 
 def _chunk_of(draft: _Draft, title: str) -> Chunk:

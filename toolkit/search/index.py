@@ -25,11 +25,11 @@ from .chunks import Chunker
 from .facts import IndexFacts, IndexProgress, UpdateReport
 from .folder import FolderRules
 from .hits import Hit, SearchMode
-from .index_file import read_index_file
 from .ranking import Request, search
-from .snapshot import Snapshot
+from .storage.index_file import read_index_file
+from .storage.snapshot import Snapshot
+from .storage.vectors import unit_rows
 from .update import update
-from .vectors import unit_rows
 
 
 class Index:

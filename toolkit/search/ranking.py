@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ...runtime.encoder.reranker import Reranker
 from .fusion import fuse
 from .hits import Hit, HitScores, SearchMode
-from .index_file import path_of
-from .snapshot import Filter, Located, Snapshot
+from .storage.index_file import path_of
+from .storage.snapshot import Filter, Located, Snapshot
 
 Found = list[tuple[int, float]]
 """Chunks and their scores, best first."""

@@ -8,11 +8,11 @@ others, judged by hand, that of the embeddings answered better 15 times, and tha
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .characters import whole_characters
 from .sentences import sentence_spans
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ _MOST_SENTENCES = 24
 _LONGEST_SENTENCE = 400
 """Characters of a sentence that are compared."""
 _SPACES = re.compile(r"\s+")
-_JOINER = "\u200d"
-_SPACING_MARKS = "\u0e33\u0eb3"
-"""Thai and Lao vowels that are letters by category, and marks by UAX #29."""
 
 
 @dataclass(frozen=True)
@@ -131,39 +128,7 @@ def _word_end(line: str, end: int, last: int) -> int:
     if last >= len(line):
         return len(line)
     space = line.rfind(" ", end, last + 1)
-    return space if space >= 0 else _whole_characters(line, last, end)
-
-
-def _whole_characters(text: str, place: int, least: int) -> int:
-    """The last place up to `place` that is not inside of what a reader takes for one character (UAX #29, roughly).
-
-    Combining marks, variation selectors, skin tones, joined emoji, flags and Hangul syllables stay whole.
-    """
-    while place > least and _continues(text, place):
-        place -= 1
-    return place
-
-
-def _continues(text: str, place: int) -> bool:
-    """Whether the code point at a place belongs to the character before it."""
-    if not 0 < place < len(text):
-        return False
-    here, before = text[place], text[place - 1]
-    if unicodedata.category(here) in {"Mn", "Me", "Mc"} or here in _SPACING_MARKS or _JOINER in (here, before):
-        return True
-    if 0x1F3FB <= ord(here) <= 0x1F3FF or (0x1160 <= ord(here) <= 0x11FF):
-        return True
-    if _is_regional(here) and _is_regional(before):
-        first = place
-        while first > 0 and _is_regional(text[first - 1]):
-            first -= 1
-        return (place - first) % 2 == 1
-    return False
-
-
-def _is_regional(character: str) -> bool:
-    """Whether a code point is half of a flag."""
-    return 0x1F1E6 <= ord(character) <= 0x1F1FF
+    return space if space >= 0 else whole_characters(line, last, end)
 
 
 def _one_line(text: str) -> str:

@@ -23,11 +23,11 @@ from .documents.document import UnreadableFileError
 from .documents.reading import read_document
 from .facts import IndexProgress, UpdateReport
 from .folder import FolderRules, FoundFile, SkippedFile, check_folder, check_rules, walk
-from .index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
-from .store import Stamp, StoredFile, text_hash
-from .vectors import unit_rows
-from .workspace import PendingChunk, PendingFile, Workspace, published_files
-from .writer_lock import writing
+from .storage.index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
+from .storage.store import Stamp, StoredFile, text_hash
+from .storage.vectors import unit_rows
+from .storage.workspace import PendingChunk, PendingFile, Workspace, published_files
+from .storage.writer_lock import writing
 
 _BATCH_CHUNKS = 2048
 """Chunks of many files that are embedded together, then committed."""

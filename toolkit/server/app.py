@@ -25,8 +25,8 @@ from .api.sse import EventStream, disconnected, json_bytes
 from .api.tokenize import read_tokenize, tokenize_answer
 from .errors import CLIENT_CLOSED, Api, MediaTypeError, error_response, openai_error, printable
 from .operation.metrics import CONTENT_TYPE, Metrics
-from .served_indexes import ServedIndexes
-from .served_models import ServedModel, ServedModels
+from .served.indexes import ServedIndexes
+from .served.models import ServedModel, ServedModels
 from .settings import ServerSettings
 
 _LONG_BODY = 1 << 16

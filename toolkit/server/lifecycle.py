@@ -34,8 +34,8 @@ from .page import PageFiles
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
-    from .served_indexes import ServedIndexes
-    from .served_models import ServedModels
+    from .served.indexes import ServedIndexes
+    from .served.models import ServedModels
 
 _TICK = 1.0
 """Seconds between two looks at the keys, the models and the watchdog."""
@@ -99,7 +99,7 @@ def open_server(
 
     `held` gives a context in which no signal raises.
     """
-    from .served_indexes import bundles_of_indexes
+    from .served.indexes import bundles_of_indexes
 
     notifier = notifier if notifier is not None else Notifier({})
     settings = plan.settings
@@ -141,8 +141,8 @@ def _open_all(
     limit: int | None,
 ) -> tuple[ServedModels, ServedIndexes]:
     """Open models and indexes; closes those that are open where one cannot be."""
-    from .served_indexes import ServedIndexes
-    from .served_models import ServedModels
+    from .served.indexes import ServedIndexes
+    from .served.models import ServedModels
 
     with contextlib.ExitStack() as stack:
         models = ServedModels.open(bundles, settings, metrics)

@@ -29,9 +29,10 @@ from ortkit import (
     UpdateReport,
 )
 from ortkit.runtime.bundle.folder import MANIFEST
-from ortkit.toolkit.search import store, update, vectors, workspace
-from ortkit.toolkit.search.index_file import INDEX_FILE
-from ortkit.toolkit.search.snapshot import Snapshot
+from ortkit.toolkit.search import update
+from ortkit.toolkit.search.storage import store, vectors, workspace
+from ortkit.toolkit.search.storage.index_file import INDEX_FILE
+from ortkit.toolkit.search.storage.snapshot import Snapshot
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.search.conftest import MANUALS, write_files
 
@@ -439,7 +440,7 @@ def test_read_only(index: Index) -> None:
 
 
 def test_two_writers(index: Index) -> None:
-    from ortkit.toolkit.search.writer_lock import writing
+    from ortkit.toolkit.search.storage.writer_lock import writing
 
     with writing(index.path), pytest.raises(OutputError) as caught:
         again(index)

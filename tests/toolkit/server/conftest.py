@@ -18,8 +18,8 @@ from ortkit import Bundle
 from ortkit.toolkit.search.index import Index
 from ortkit.toolkit.server.app import create_app
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_indexes import ServedIndexes
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.indexes import ServedIndexes
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
 from tests.tiny_bundles import rehash, write_embedder, write_reranker

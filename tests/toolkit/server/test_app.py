@@ -14,7 +14,7 @@ import pytest
 from ortkit.toolkit.server.api.openapi import numbers_below, openapi_document
 from ortkit.toolkit.server.app import create_app
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.server.conftest import LONG, LocalServer, running

@@ -12,8 +12,8 @@ from ortkit import OutOfMemoryError
 from ortkit.runtime.session.memory_limit import resident_memory
 from ortkit.toolkit.server.lifecycle import check_memory, progress_of, with_enough_files
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_indexes import ServedIndexes
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.indexes import ServedIndexes
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
 from tests.tiny_bundles import write_embedder

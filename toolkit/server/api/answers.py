@@ -17,7 +17,7 @@ from ..errors import ClosingError, RequestError
 if TYPE_CHECKING:
     from ....runtime.decoder.batch import BatchStream
     from ..operation.metrics import Metrics
-    from ..served_models import ServedModel
+    from ..served.models import ServedModel
     from ..settings import ServerSettings
 
 Arrival = tuple[int, Token]

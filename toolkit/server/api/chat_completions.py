@@ -16,8 +16,8 @@ from ...search.hits import Hit
 from ..errors import RequestError, blaming, error_response
 from ..operation.metrics import Metrics
 from ..operation.request_record import note
-from ..served_indexes import ServedIndex
-from ..served_models import ServedModel
+from ..served.indexes import ServedIndex
+from ..served.models import ServedModel
 from ..settings import ServerSettings
 from .answers import Answers, submitted, usage_json
 from .chat_deltas import ChatDeltas

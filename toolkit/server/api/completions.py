@@ -14,7 +14,7 @@ from ....runtime.decoder.stream import Token
 from ....runtime.text.detokenizer import Detokenizer
 from ..errors import RequestError, blaming, error_response
 from ..operation.metrics import Metrics
-from ..served_models import ServedModel
+from ..served.models import ServedModel
 from ..settings import ServerSettings
 from .answers import Answers, submitted, usage_json
 from .generation_request import MOST_TOKENS, GenerationRequest, check_biases, prompt_ids, read_generation

@@ -19,7 +19,7 @@ from ....runtime.errors import InputError
 from ....runtime.text.tokenizer import LongTexts
 from ..errors import RequestError, UnsupportedFieldError, blaming_text, listed
 from ..operation.metrics import Metrics
-from ..served_models import ServedModel
+from ..served.models import ServedModel
 from ..settings import ServerSettings
 from .request_fields import Fields, check_count, kind_of, text_of, texts_of
 

@@ -21,8 +21,8 @@ from .request_fields import Fields
 from .search import CANDIDATES, Searcher, SearchOptions, file_id, read_options, result_json, shown_name
 
 if TYPE_CHECKING:
-    from ..served_indexes import ServedIndex
-    from ..served_models import ServedModel
+    from ..served.indexes import ServedIndex
+    from ..served.models import ServedModel
 
 FILE_SEARCH = "file_search"
 _DEFAULT_SOURCES = 5

@@ -7,7 +7,7 @@ from typing import Any
 from ....runtime.bundle.manifest import Kind
 from ....runtime.version import __version__
 from ..errors import UnknownModelError, listed
-from ..served_models import ServedModel, ServedModels
+from ..served.models import ServedModel, ServedModels
 from ..settings import ServerSettings
 
 

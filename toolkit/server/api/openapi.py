@@ -8,7 +8,7 @@ from typing import Any
 from ....runtime.bundle.manifest import Kind
 from ....runtime.text.tool_calls import form_of
 from ....runtime.version import __version__
-from ..served_models import ServedModels
+from ..served.models import ServedModels
 from ..settings import ServerSettings
 from .chat_messages import MOST_MESSAGES, MOST_TOOLS
 from .generation_request import MOST_ANSWERS, MOST_BIASES, MOST_STOPS, MOST_TOKENS

@@ -11,7 +11,7 @@ from ....runtime.encoder.ranking import Ranking
 from ....runtime.text.tokenizer import LongTexts
 from ..errors import RequestError, UnsupportedFieldError, blaming_text
 from ..operation.metrics import Metrics
-from ..served_models import ServedModel
+from ..served.models import ServedModel
 from ..settings import ServerSettings
 from .embeddings import finished, opened
 from .request_fields import Fields, kind_of, text_of

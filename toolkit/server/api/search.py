@@ -25,8 +25,8 @@ from .rerank import RerankRequest, rank
 
 if TYPE_CHECKING:
     from ..operation.metrics import Metrics
-    from ..served_indexes import ServedIndex, ServedIndexes
-    from ..served_models import ServedModel, ServedModels
+    from ..served.indexes import ServedIndex, ServedIndexes
+    from ..served.models import ServedModel, ServedModels
 
 MOST_RESULTS = 50
 """As in OpenAI's API, and not more than CANDIDATES."""

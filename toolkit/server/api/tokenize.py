@@ -7,7 +7,7 @@ from typing import Any
 
 from ....runtime.bundle.manifest import Kind
 from ..errors import MissingFieldError, RequestError, WrongModelError, blaming
-from ..served_models import ServedModel
+from ..served.models import ServedModel
 from .chat_messages import read_messages
 from .request_fields import Fields
 

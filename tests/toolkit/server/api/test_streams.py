@@ -14,7 +14,7 @@ from ortkit.toolkit.server.api import sse
 from ortkit.toolkit.server.api.answers import Answers
 from ortkit.toolkit.server.api.sse import EventStream, EventTemplate, event
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.toolkit.server.conftest import LocalServer, running
 

@@ -11,7 +11,7 @@ import pytest
 
 from ortkit.runtime.bundle.manifest import ChatFacts
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.decoders import write_decoder
 from tests.toolkit.server.conftest import LocalServer, running

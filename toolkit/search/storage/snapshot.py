@@ -15,11 +15,11 @@ from queue import LifoQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import BundleError
-from ...runtime.session.cores import find_cores
+from ....runtime.errors import BundleError
+from ....runtime.session.cores import find_cores
+from ..chunks import Chunk
+from ..globs import Globs
 from . import full_text
-from .chunks import Chunk
-from .globs import Globs
 from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
 from .store import check_schema, chunk_of, connect, file_name, in_parts, read_names, sqlite_errors, value_errors
 from .vectors import Segment, Vectors, mapped

@@ -15,8 +15,8 @@ import pytest
 from ortkit import BundleError, NotFoundError
 from ortkit.toolkit.search.index import Index
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_indexes import ServedIndexes, bundles_of_indexes
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.indexes import ServedIndexes, bundles_of_indexes
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.server.conftest import running, write_folder

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from ...runtime.errors import QueueFullError
+from ....runtime.errors import QueueFullError
 
 _T = TypeVar("_T")
 

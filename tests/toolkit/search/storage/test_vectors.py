@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ortkit import BundleError
-from ortkit.toolkit.search import vectors
-from ortkit.toolkit.search.index_file import SegmentRecord
-from ortkit.toolkit.search.vectors import (
+from ortkit.toolkit.search.storage import vectors
+from ortkit.toolkit.search.storage.index_file import SegmentRecord
+from ortkit.toolkit.search.storage.vectors import (
     Segment,
     SegmentWriter,
     Vectors,

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from time import time
 from typing import TYPE_CHECKING, cast
 
-from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.folder import BundleFolder
-from ...runtime.bundle.manifest import Kind
-from ...runtime.encoder.base import Encoder
-from ...runtime.errors import InputError, NotFoundError, WrongKindError
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.bundle.folder import BundleFolder
+from ....runtime.bundle.manifest import Kind
+from ....runtime.encoder.base import Encoder
+from ....runtime.errors import InputError, NotFoundError, WrongKindError
+from ..errors import UnknownModelError, WrongModelError, listed, printable
 from .encoder_queue import EncoderQueue
-from .errors import UnknownModelError, WrongModelError, listed, printable
 
 if TYPE_CHECKING:
-    from ...runtime.decoder.batch import Batch
-    from ...runtime.decoder.decoder import Decoder
-    from ...runtime.encoder.embedder import Embedder
-    from ...runtime.encoder.reranker import Reranker
-    from .operation.metrics import Metrics
-    from .settings import ServerSettings
+    from ....runtime.decoder.batch import Batch
+    from ....runtime.decoder.decoder import Decoder
+    from ....runtime.encoder.embedder import Embedder
+    from ....runtime.encoder.reranker import Reranker
+    from ..operation.metrics import Metrics
+    from ..settings import ServerSettings
 
 _ENDPOINTS = {
     Kind.EMBEDDER: "/v1/embeddings",
@@ -245,14 +245,14 @@ def open_model(
     metrics: Metrics | None = None,
 ) -> ServedModel:
     """Open a bundle with what shares it between requests."""
-    from ...runtime.decoder.prompt_cache import identity_of
+    from ....runtime.decoder.prompt_cache import identity_of
 
     bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
     fingerprint, digest = f"fp_{identity_of(bundle)[:16]}", bundle.digest
     kind = bundle.manifest.kind
     if kind is Kind.DECODER:
-        from ...runtime.decoder.batch import Batch
-        from ...runtime.decoder.decoder import Decoder
+        from ....runtime.decoder.batch import Batch
+        from ....runtime.decoder.decoder import Decoder
 
         decoder = Decoder(
             bundle, threads=settings.threads, context=_context(bundle, settings), max_memory=settings.max_memory
@@ -261,11 +261,11 @@ def open_model(
         return ServedModel(name, decoder, fingerprint, batch=batch, digest=digest)
     encoder: Embedder | Reranker
     if kind is Kind.EMBEDDER:
-        from ...runtime.encoder.embedder import Embedder
+        from ....runtime.encoder.embedder import Embedder
 
         encoder = Embedder(bundle, workers=settings.threads, max_memory=settings.max_memory)
     else:
-        from ...runtime.encoder.reranker import Reranker
+        from ....runtime.encoder.reranker import Reranker
 
         encoder = Reranker(bundle, workers=settings.threads, max_memory=settings.max_memory)
     return ServedModel(name, encoder, fingerprint, queue=queue_of(name, encoder, settings, metrics), digest=digest)

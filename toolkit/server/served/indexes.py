@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ...runtime.errors import BundleError, OrtkitError
-from .errors import UnknownIndexError, listed, printable
+from ....runtime.errors import BundleError, OrtkitError
+from ..errors import UnknownIndexError, listed, printable
 from .search_pool import SearchPool
 
 if TYPE_CHECKING:
-    from ..search.facts import IndexFacts
-    from ..search.index import Index
-    from .operation.metrics import Metrics
-    from .served_models import ServedModel, ServedModels
-    from .settings import ServerSettings
+    from ...search.facts import IndexFacts
+    from ...search.index import Index
+    from ..operation.metrics import Metrics
+    from ..settings import ServerSettings
+    from .models import ServedModel, ServedModels
 
 _T = TypeVar("_T")
 _Identity = tuple[int, ...]
@@ -57,7 +57,7 @@ class ServedIndexes:
     """Name -> open index. Thread-safe."""
 
     def __init__(self, models: ServedModels, settings: ServerSettings, metrics: Metrics) -> None:
-        from ...runtime.session.cores import find_cores
+        from ....runtime.session.cores import find_cores
 
         self._models = models
         self._metrics = metrics
@@ -94,8 +94,8 @@ class ServedIndexes:
         self._metrics.watch_index(name, chunks=lambda: self._indexes[name].facts.chunks)
 
     def _opened(self, name: str) -> ServedIndex:
-        from ..search.index import Index
-        from ..search.index_file import read_index_file
+        from ...search.index import Index
+        from ...search.storage.index_file import read_index_file
 
         path = self._paths[name]
         record = read_index_file(path).origin.bundle
@@ -209,8 +209,8 @@ def bundles_of_indexes(paths: Mapping[str, str], digests: Mapping[str, str]) -> 
     A bundle has the name of its folder, with a number where that is taken. Raises OrtkitError for an index that cannot
     be read, and where its bundle is not found.
     """
-    from ..search.bundle_of_index import find_bundle
-    from ..search.index_file import read_index_file
+    from ...search.bundle_of_index import find_bundle
+    from ...search.storage.index_file import read_index_file
 
     known, found = set(digests.values()), {}
     for path in map(Path, paths.values()):

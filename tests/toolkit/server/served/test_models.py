@@ -12,7 +12,7 @@ from ortkit.runtime.errors import QueueFullError
 from ortkit.toolkit.server.api.models_list import tei_info
 from ortkit.toolkit.server.errors import UnknownModelError, WrongModelError
 from ortkit.toolkit.server.operation.metrics import Metrics
-from ortkit.toolkit.server.served_models import ServedModels
+from ortkit.toolkit.server.served.models import ServedModels
 from ortkit.toolkit.server.settings import ServerSettings
 from tests.tiny_bundles import write_embedder
 from tests.toolkit.server.conftest import running

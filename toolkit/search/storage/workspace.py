@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import BundleError
-from .chunks import Chunk
-from .folder import FolderRules
+from ....runtime.errors import BundleError
+from ..chunks import Chunk
+from ..folder import FolderRules
 from .index_file import (
     INDEX_FILE,
     LOCK_FILE,

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.records import read_record, write_record
-from ...runtime.errors import BundleError, OrtkitError, OutputError
-from ...runtime.output_path import cannot_write
-from .chunks import Chunk
-from .documents.document import Place
+from ....runtime.bundle.records import read_record, write_record
+from ....runtime.errors import BundleError, OrtkitError, OutputError
+from ....runtime.output_path import cannot_write
+from ..chunks import Chunk
+from ..documents.document import Place
 from .full_text import COLUMNS, TOKENIZER, searchable
 from .index_file import BUILD_AGAIN, Origin, SegmentRecord
 

@@ -15,12 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from ...runtime.bundle.records import WITHIN, RecordError, read_record, write_record
-from ...runtime.errors import BundleError, NotFoundError
-from ...runtime.output_path import flush_folder, replacing
-from ...runtime.strict_json import unique_keys
-from .chunks import ChunkSettings
-from .folder import FolderRules
+from ....runtime.bundle.records import WITHIN, RecordError, read_record, write_record
+from ....runtime.errors import BundleError, NotFoundError
+from ....runtime.output_path import flush_folder, replacing
+from ....runtime.strict_json import unique_keys
+from ..chunks import ChunkSettings
+from ..folder import FolderRules
 
 INDEX_FILE = "index.json"
 LOCK_FILE = ".lock"

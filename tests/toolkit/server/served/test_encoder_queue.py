@@ -10,7 +10,7 @@ import pytest
 
 from ortkit import Bundle, BundleError, Embedder, QueueFullError, Reranker
 from ortkit.runtime.encoder.shared_batches import EmbedCall, RankCall, SharedRow
-from ortkit.toolkit.server.encoder_queue import EncoderQueue
+from ortkit.toolkit.server.served.encoder_queue import EncoderQueue
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "sleeps"]
 

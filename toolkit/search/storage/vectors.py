@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import BundleError
+from ....runtime.errors import BundleError
 from .index_file import BUILD_AGAIN, SegmentRecord
 
 INT8_ROWS = 50_000

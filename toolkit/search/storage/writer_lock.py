@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...runtime.errors import OutputError
-from ...runtime.output_path import cannot_write, lock_holder, try_lock
+from ....runtime.errors import OutputError
+from ....runtime.output_path import cannot_write, lock_holder, try_lock
 from .index_file import LOCK_FILE, is_own
 
 

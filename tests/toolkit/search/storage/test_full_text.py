@@ -7,8 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from ortkit.toolkit.search import full_text
-from ortkit.toolkit.search.full_text import COLUMNS, TOKENIZER, match_expression, prepare, ranked, searchable, words_of
+from ortkit.toolkit.search.storage import full_text
+from ortkit.toolkit.search.storage.full_text import (
+    COLUMNS,
+    TOKENIZER,
+    match_expression,
+    prepare,
+    ranked,
+    searchable,
+    words_of,
+)
 
 
 def words_of_chunk(number: int) -> list[str]:

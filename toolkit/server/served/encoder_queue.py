@@ -17,9 +17,9 @@ from itertools import islice
 from time import monotonic
 from typing import TypeVar, cast
 
-from ...runtime.encoder.base import Encoder
-from ...runtime.encoder.shared_batches import SharedCall, SharedRow
-from ...runtime.errors import InputError, QueueFullError
+from ....runtime.encoder.base import Encoder
+from ....runtime.encoder.shared_batches import SharedCall, SharedRow
+from ....runtime.errors import InputError, QueueFullError
 
 _Call = TypeVar("_Call", bound=SharedCall)
 _WAIT = 0.001

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ortkit.runtime.errors import QueueFullError
-from ortkit.toolkit.server.search_pool import SearchPool
+from ortkit.toolkit.server.served.search_pool import SearchPool
 
 
 async def until(condition: object) -> None:

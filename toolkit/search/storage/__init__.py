@@ -1,0 +1,1 @@
+"""What is on disk of an index: written by one process, read by any number."""

@@ -1,0 +1,1 @@
+"""The bundles and indexes that a server has open."""
