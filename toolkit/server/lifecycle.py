@@ -213,7 +213,8 @@ def run(plan: Plan, *, started: Callable[[Opened], None] = lambda _opened: None)
         try:
             with open_server(plan, notifier, held=stop.held) as opened:
                 if not stop.came:
-                    return asyncio.run(_Service(plan, opened, log, notifier, started).run())
+                    service = _Service(plan, opened, log, notifier, started)
+                    return asyncio.run(service.run(is_stopped=lambda: stop.came))
         except StoppedError:
             pass
         except Exception:
@@ -300,11 +301,17 @@ class _Service:
         self._reload: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
 
-    async def run(self) -> int:
+    async def run(self, *, is_stopped: Callable[[], bool] = lambda: False) -> int:
+        """Serve until a signal; raises StoppedError where one came before, in `is_stopped`, and its error was lost.
+
+        Python drops what is raised in a callback of a weak reference or in `__del__`, as they run during imports.
+        """
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM")
         loop.add_signal_handler(signal.SIGINT, self._stop, "SIGINT")
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if is_stopped():
+            raise StoppedError
         self._opened.listener.listen()
         serving = asyncio.create_task(self._server.serve(sockets=list(self._opened.listener.sockets)))
         ticking: asyncio.Task[None] | None = None

@@ -22,7 +22,9 @@ import pytest
 
 from ortkit import Bundle, Embedder
 from ortkit.runtime.bundle.bundle import GRAPH
+from ortkit.toolkit.commands.serve import plan_of
 from ortkit.toolkit.search.index import Index
+from ortkit.toolkit.server import lifecycle
 from tests.decoders import write_decoder
 from tests.served import ServedProcess, ask, read_all, serving, wait_until
 from tests.tiny_bundles import write_embedder
@@ -446,10 +448,36 @@ def test_sigterm_while_opening(tmp_path: Path, searcher: Path, seconds: float) -
         wait_until((tmp_path / "socket").exists)
         time.sleep(seconds)
         process.terminate()
-        _, err = process.communicate(timeout=120)
+        try:
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
 
     assert process.returncode == 0
     assert json.loads(err.splitlines()[-1])["event"] == "stopped"
+    assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sigterm_whose_error_python_drops(
+    tmp_path: Path, searcher: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It comes in `__del__`, after the models were opened and before the loop handles signals."""
+    prepare = lifecycle._Service.__init__
+
+    class Stopping:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def prepare_and_stop(*arguments: Any) -> None:
+        prepare(*arguments)
+        Stopping()
+
+    monkeypatch.setattr(lifecycle._Service, "__init__", prepare_and_stop)
+
+    plan = plan_of((str(searcher),), None, {"unix_socket": tmp_path / "socket"})
+    assert lifecycle.run(plan, started=lambda _: pytest.fail("it serves")) == 0
+    assert json.loads(capfd.readouterr().err.splitlines()[-1])["event"] == "stopped"
     assert not (tmp_path / "socket").exists()
 
 
