@@ -40,8 +40,9 @@ from tests.shared import shared_folder
 from tests.silence import be_silent_for_long
 from tests.small_probe import WHOLE, probe_in, write_small_probe
 
-# A test must not fail because the machine is busy.
-hypothesis.settings.register_profile("tests", deadline=None)
+# A test must not fail because the machine is busy, nor now and then: each run has the same examples. For others:
+# `HYPOTHESIS_RANDOM=1 python -m pytest tests/toolkit/search`.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize="HYPOTHESIS_RANDOM" not in os.environ)
 hypothesis.settings.load_profile("tests")
 
 # A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.

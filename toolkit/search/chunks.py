@@ -303,7 +303,8 @@ class _Packer:
             self.tokens += size
 
     def end(self) -> Iterator[_Draft]:
-        if len(self.sentences) > self.repeated:
+        # White space alone, the beginning of a long sentence, would make a chunk that only repeats.
+        if any(not sentence.text.isspace() for sentence in self.sentences[self.repeated :]):
             yield _Draft(self.context, self.sentences, self.repeated)
 
     def _size(self, sentence: _Sentence) -> int:
