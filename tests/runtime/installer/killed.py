@@ -6,36 +6,20 @@ Prints the number of changes where it ends before.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 
 from ortkit.runtime.installer.cli import main
+from tests.kill_points import kill_before
 
 CHANGES = {
     *("os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"),
     *("shutil.rmtree", "subprocess.Popen"),
 }
 """Python's audit events; opening a file to write is another one."""
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
-def kill_before(count: int) -> list[int]:
-    """Arm this process, and return a list whose only entry is the number of changes so far."""
-    changes = [0]
-
-    def look(event: str, arguments: tuple) -> None:
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
-            changes[0] += 1
-            if changes[0] == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(look)
-    return changes
 
 
 if __name__ == "__main__":
-    found = kill_before(int(sys.argv[1]))
+    found = kill_before(int(sys.argv[1]), CHANGES)
     code = main(sys.argv[2:])
     print(found[0])
     sys.exit(code)
