@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.encoder.embedder import Embedder
-from ...runtime.errors import BundleError, InputError, MissingPartError, NotFoundError, OrtkitError, TextError
-from ...runtime.file_hash import hash_of
+from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError, TextError
 from ...runtime.output_path import cannot_write
+from .batches import Batch, BatchReader
 from .bundle_of_index import bundle_record
 from .chunks import Chunk, Chunker
-from .documents.document import UnreadableFileError
-from .documents.reading import read_document
 from .facts import IndexProgress, UpdateReport
 from .folder import FolderRules, FoundFile, SkippedFile, check_folder, check_rules, walk
 from .storage.index_file import IndexFile, Origin, check_sizes, missing, read_index_file, uri_of
-from .storage.store import Stamp, StoredFile, text_hash
+from .storage.store import StoredFile
 from .storage.vectors import unit_rows
-from .storage.workspace import PendingChunk, PendingFile, Workspace, published_files
+from .storage.workspace import PendingChunk, Workspace, published_files
 from .storage.writer_lock import writing
-
-_BATCH_CHUNKS = 2048
-"""Chunks of many files that are embedded together, then committed."""
-_BATCH_CHARACTERS = 1 << 22
-"""Characters at which a batch ends early."""
-_CERTAIN_NS = 2_000_000_000
-"""A file whose time of change is less before it was hashed may have changed since: FAT's times have 2 seconds."""
 
 Progress = Callable[[IndexProgress], None]
 
@@ -135,25 +125,8 @@ def _check_origin(path: Path, was: Origin, now: Origin) -> None:
         )
 
 
-def stamp_of(found: FoundFile) -> Stamp:
-    """Hash a file; raises OSError, also for what is not a regular file any more."""
-    read_ns = time.time_ns()
-    descriptor = os.open(found.path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "is not a regular file")
-        return Stamp(status.st_size, status.st_mtime_ns, read_ns, hash_of(file))
-
-
-def is_unchanged(found: FoundFile, known: Stamp) -> bool:
-    """Whether size and time say that a file is as it was, and surely so."""
-    same = (found.size, found.modified_ns) == (known.size, known.modified_ns)
-    return same and known.modified_ns + _CERTAIN_NS < known.read_ns
-
-
 class _Update:
-    """One run: what was found, and the batch that is being collected."""
+    """One run: what it reads, embeds and commits."""
 
     def __init__(
         self, workspace: Workspace, embedder: Embedder, chunker: Chunker, folder: Path, progress: Progress | None
@@ -163,116 +136,39 @@ class _Update:
         self._path = workspace.folder
         with _writing_errors(self._path):
             self._known = workspace.known_files()
-        self._names: set[str] = set()
-        """Files that stay in the index."""
-        self._skipped: list[SkippedFile] = []
-        self._partly: list[SkippedFile] = []
-        self._stamps: list[tuple[int, Stamp]] = []
-        self._batch: list[PendingChunk] = []
-        self._finished: list[PendingFile] = []
-        self._characters = 0
-        self._files = self._of_files = self._chunks = self._embedded = self._reused = 0
-        self._counting = threading.Lock()
+        self._reader = BatchReader(chunker, self._known, self._report)
+        self._of_files = self._embedded = self._reused = 0
+        self._counting = threading.RLock()
 
     def read(self, found: Sequence[FoundFile | SkippedFile]) -> None:
         """Read and embed what is new; raises what the embedder raises, and OutputError."""
         self._of_files = len(found)
-        for file in found:
-            if isinstance(file, SkippedFile):
-                self._skipped.append(file)
-            else:
-                self._look_at(file)
-            self._files += 1
-            self._report()
-        self._flush()
-        self._report()
+        with closing(self._reader.batches(found)) as batches:
+            for batch in batches:
+                self._embed_batch(batch)
+                self._report()
 
-    def _look_at(self, file: FoundFile) -> None:
-        self._names.add(file.name)
-        known = self._known.get(file.name)
-        if known is not None and is_unchanged(file, known.stamp):
+    def _embed_batch(self, batch: Batch) -> None:
+        """Embed and commit a batch."""
+        if not batch.chunks and not batch.finished:
             return
-        try:
-            stamp = stamp_of(file)
-        except OSError as error:
-            self._skip(file, error.strerror or str(error))
-            return
-        if known is not None and known.stamp.sha256 == stamp.sha256:
-            self._stamps.append((known.id, stamp))
-            return
-        self._read_file(file, stamp)
-
-    def _read_file(self, file: FoundFile, stamp: Stamp) -> None:
-        """Collect the chunks of a file. What was indexed of it stays where it cannot be read for now."""
-        pending = PendingFile(file.name, stamp)
-        try:
-            document = read_document(file)
-            for chunk in self._chunker.chunks(document):
-                self._add(pending, chunk)
-            status = file.path.stat()
-            if (status.st_size, status.st_mtime_ns) != (stamp.size, stamp.modified_ns):
-                self._drop(pending)
-                self._skip(file, "changed while it was read; the next run reads it again")
-                return
-        except UnreadableFileError as error:
-            self._drop(pending)
-            self._skip(file, _reason(error))
-            # What it was is gone; what it is now has no text.
-            self._names.discard(file.name)
-        except MissingPartError as error:
-            self._drop(pending)
-            self._skip(file, _reason(error))
-        except OSError as error:
-            if isinstance(error, OrtkitError):
-                raise
-            self._drop(pending)
-            self._skip(file, error.strerror or str(error))
-        else:
-            self._finished.append(pending)
-            left_out = document.report.skipped_records
-            if left_out:
-                noun = "record" if left_out == 1 else "records"
-                reason = f"{left_out} {noun} left out: {document.report.first_fault}"
-                self._partly.append(SkippedFile(file.name, reason))
-
-    def _skip(self, file: FoundFile, reason: str) -> None:
-        self._skipped.append(SkippedFile(file.name, reason))
-
-    def _add(self, pending: PendingFile, chunk: Chunk) -> None:
-        chunk = _encodable(chunk)
-        self._batch.append(PendingChunk(pending, pending.chunks, chunk, text_hash(chunk.embedded_text)))
-        pending.chunks += 1
-        self._chunks += 1
-        self._characters += len(chunk.embedded_text)
-        if len(self._batch) >= _BATCH_CHUNKS or self._characters >= _BATCH_CHARACTERS:
-            self._flush()
-            self._report()
-
-    def _drop(self, pending: PendingFile) -> None:
-        """Forget a file's chunks. Committed ones do not count, and go when the run is finished."""
-        self._batch = [one for one in self._batch if one.file is not pending]
-
-    def _flush(self) -> None:
-        """Embed and commit the batch."""
-        if not self._batch and not self._finished:
-            return
+        chunks, vectors = self._vectors(batch.chunks)
         with _writing_errors(self._path):
-            chunks, vectors = self._vectors()
-            self._workspace.commit(chunks, vectors, self._finished)
-        self._batch, self._finished, self._characters = [], [], 0
+            self._workspace.commit(chunks, vectors, batch.finished)
 
-    def _vectors(self) -> tuple[list[PendingChunk], NDArray[np.float32]]:
-        """The chunks of the batch that have an embedding, and the embeddings, of length 1."""
+    def _vectors(self, pending: Sequence[PendingChunk]) -> tuple[list[PendingChunk], NDArray[np.float32]]:
+        """The chunks that have an embedding, and the embeddings, of length 1."""
         first_of: dict[bytes, Chunk] = {}
-        for one in self._batch:
+        for one in pending:
             first_of.setdefault(one.hash, one.chunk)
-        found = self._workspace.known_vectors(list(first_of)) if first_of else {}
+        with _writing_errors(self._path):
+            found = self._workspace.known_vectors(list(first_of)) if first_of else {}
         new = [known for known in first_of if known not in found]
         embedded, without = self._embed([first_of[known].embedded_text for known in new])
         new = [known for place, known in enumerate(new) if place not in without]
         found.update(zip(new, embedded, strict=True))
         self._embedded += len(new)
-        chunks = [one for one in self._batch if one.hash in found]
+        chunks = [one for one in pending if one.hash in found]
         self._reused += len(chunks) - len(new)
         vectors = np.empty((len(chunks), self._embedder.dimension), np.float32)
         for row, one in enumerate(chunks):
@@ -308,14 +204,17 @@ class _Update:
         return vectors
 
     def _report(self) -> None:
+        """Report progress, one call at a time, from the threads that read and that embed."""
         if self._progress is not None:
-            self._progress(IndexProgress(self._files, self._of_files, self._chunks, self._embedded))
+            with self._counting:
+                reader = self._reader
+                self._progress(IndexProgress(reader.files, self._of_files, reader.chunks, self._embedded))
 
     def finish(self, *, restart: bool, started: float) -> UpdateReport:
         """Remove what is gone, and publish, where something changed."""
         workspace = self._workspace
         before = self._before(restart=restart)
-        if workspace.store is not None or self._known.keys() - self._names:
+        if workspace.store is not None or self._known.keys() - self._reader.names:
             self._tidy()
         after = self._known if workspace.store is None else workspace.store.files()
         self._check_not_empty(after)
@@ -337,8 +236,8 @@ class _Update:
             chunks=0 if published is None else published.chunks,
             embedded=self._embedded,
             reused=self._reused,
-            skipped=tuple(self._skipped),
-            partly_read=tuple(self._partly),
+            skipped=tuple(self._reader.skipped),
+            partly_read=tuple(self._reader.partly_read),
             rules_changed=rules_changed,
             resumed=workspace.resumed,
             wrote=wrote,
@@ -362,9 +261,9 @@ class _Update:
         store = self._workspace.begin()
         with store.transaction():
             store.remove_files(store.incomplete())
-            gone = [file.id for name, file in store.files().items() if name not in self._names]
+            gone = [file.id for name, file in store.files().items() if name not in self._reader.names]
             store.remove_files(gone)
-            for number, stamp in self._stamps:
+            for number, stamp in self._reader.stamps:
                 store.set_stamp(number, stamp)
 
     def _check_not_empty(self, after: dict[str, StoredFile]) -> None:
@@ -376,34 +275,12 @@ class _Update:
             consequence = ""
         else:
             consequence = "; the index is unchanged"
-        if self._skipped:
-            first = self._skipped[0]
-            found = f"{len(self._skipped)} of its files cannot be read, the first `{first.name}`: {first.reason}"
+        if skipped := self._reader.skipped:
+            first = skipped[0]
+            found = f"{len(skipped)} of its files cannot be read, the first `{first.name}`: {first.reason}"
         else:
-            found = "it has no file with text" if self._names else "no file of it matches the rules"
+            found = "it has no file with text" if self._reader.names else "no file of it matches the rules"
         raise InputError(
             f"there is nothing to index in `{self._folder}`: {found}{consequence}",
             hint="name another folder, or look at the patterns and the ignore files",
         )
-
-
-def _reason(error: OrtkitError) -> str:
-    return error.message if error.hint is None else f"{error.message}; {error.hint}"
-
-
-def _encodable(chunk: Chunk) -> Chunk:
-    """A chunk of valid Unicode: unpaired surrogates, which JSON files can have, become question marks."""
-    place = chunk.place
-    parts = (chunk.text, chunk.title, chunk.context, *place.headings)
-    if all(map(_is_encodable, parts)):
-        return chunk
-    text, title, context, *headings = (part.encode("utf-8", "replace").decode() for part in parts)
-    return Chunk(text, title, type(place)(place.lines, place.page, tuple(headings)), context)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

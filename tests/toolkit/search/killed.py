@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from ortkit import Embedder, Index
-from ortkit.toolkit.search import update
+from ortkit.toolkit.search import batches
 from tests.kill_points import kill_before
 
 CHANGES = {"os.rename", "os.remove", "os.truncate", "sqlite3.connect"}
@@ -18,7 +18,7 @@ CHUNKS_OF_A_BATCH = 3
 
 if __name__ == "__main__":
     index, folder, bundle = sys.argv[1:4]
-    update._BATCH_CHUNKS = CHUNKS_OF_A_BATCH
+    batches._BATCH_CHUNKS = CHUNKS_OF_A_BATCH
     embedder = Embedder(bundle, workers=1)
     changes = kill_before(int(sys.argv[4]) if len(sys.argv) > 4 else 0, CHANGES)
     print("begins", flush=True)

@@ -29,7 +29,7 @@ from ortkit import (
     UpdateReport,
 )
 from ortkit.runtime.bundle.folder import MANIFEST
-from ortkit.toolkit.search import update
+from ortkit.toolkit.search import batches
 from ortkit.toolkit.search.storage import store, vectors, workspace
 from ortkit.toolkit.search.storage.index_file import INDEX_FILE
 from ortkit.toolkit.search.storage.snapshot import Snapshot
@@ -120,8 +120,8 @@ def test_old_files_are_known_by_size_and_time(index: Index, manuals: Path, monke
         os.utime(path, ns=(10**18, 10**18))
     assert again(index, restart=True).wrote
     hashed: list[str] = []
-    original = update.stamp_of
-    monkeypatch.setattr(update, "stamp_of", lambda found: hashed.append(found.name) or original(found))
+    original = batches.stamp_of
+    monkeypatch.setattr(batches, "stamp_of", lambda found: hashed.append(found.name) or original(found))
     assert not again(index).wrote
     assert hashed == []
     os.utime(manuals / "notes.txt")
@@ -182,7 +182,7 @@ def test_equal_texts_are_embedded_once(tmp_path: Path, tiny_embedder: Embedder, 
 
 def test_many_batches(tmp_path: Path, tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files over several batches, updates over several segments, and their merging: always as if built at once."""
-    monkeypatch.setattr(update, "_BATCH_CHUNKS", 3)
+    monkeypatch.setattr(batches, "_BATCH_CHUNKS", 3)
     folder = write_files(tmp_path / "folder", {f"{n}.txt": f"Text {n} of the dog.\n" * 9 for n in range(8)})
     built = Index.build(tmp_path / "x.index", folder, tiny_embedder, chunk_tokens=24, overlap=0)
     for step in range(8, 20):
@@ -252,14 +252,14 @@ def test_a_file_that_cannot_be_opened_stays_as_it_was(
     index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename_content(manuals / "notes.txt", "Something else entirely.")
-    original = update.stamp_of
+    original = batches.stamp_of
 
     def denied(found: Any) -> Any:
         if found.name == "notes.txt":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(found.path))
         return original(found)
 
-    monkeypatch.setattr(update, "stamp_of", denied)
+    monkeypatch.setattr(batches, "stamp_of", denied)
     report = again(index)
     assert [(one.name, one.reason) for one in report.skipped] == [("notes.txt", "Permission denied")]
     assert (report.wrote, report.unchanged) == (False, 4)
@@ -267,7 +267,7 @@ def test_a_file_that_cannot_be_opened_stays_as_it_was(
 
 def test_files_that_vanish_and_change_meanwhile(index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(manuals, {"log.txt": "first line", "gone.txt": "soon gone"})
-    original = update.read_document
+    original = batches.read_document
 
     def slow(found: Any) -> Any:
         document = original(found)
@@ -280,7 +280,7 @@ def test_files_that_vanish_and_change_meanwhile(index: Index, manuals: Path, mon
             return original(found)
         return document
 
-    monkeypatch.setattr(update, "read_document", slow)
+    monkeypatch.setattr(batches, "read_document", slow)
     report = again(index)
     reasons = {one.name: one.reason for one in report.skipped}
     assert reasons["log.txt"] == "changed while it was read; the next run reads it again"
@@ -295,7 +295,7 @@ def test_a_file_that_is_no_file_any_more(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="is not a regular file"):
-        update.stamp_of(FoundFile("pipe", tmp_path / "pipe", 0, 0))
+        batches.stamp_of(FoundFile("pipe", tmp_path / "pipe", 0, 0))
 
 
 def test_the_index_is_not_indexed(manuals: Path, tiny_embedder: Embedder) -> None:
@@ -501,7 +501,7 @@ def test_an_interrupted_run_resumes(
     index: Index, manuals: Path, monkeypatch: pytest.MonkeyPatch, tiny_embedder: Embedder
 ) -> None:
     write_files(manuals, {f"{n:02}.txt": f"File number {n}. " * 8 for n in range(12)})
-    monkeypatch.setattr(update, "_BATCH_CHUNKS", 4)
+    monkeypatch.setattr(batches, "_BATCH_CHUNKS", 4)
     original, calls = Embedder.embed_passages, 0
 
     def interrupted(embedder: Embedder, passages: list[str], **options: Any) -> Any:
