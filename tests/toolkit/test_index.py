@@ -65,7 +65,27 @@ def test_an_update_keeps_the_settings_of_its_chunks(
     )
     assert report(ortkit(*command, "--restart", "--chunk-tokens", 30, "--json"))["embedded"] > 4
     with Index.open(index) as opened:
-        assert opened.facts.chunking.max_tokens == 30
+        assert (opened.facts.chunking.max_tokens, opened.facts.chunking.overlap) == (30, 5)
+
+
+def test_a_restart_keeps_what_is_not_given(
+    ortkit: Ortkit, embedder_bundle: Bundle, manuals: Path, tmp_path: Path
+) -> None:
+    command = ("index", manuals, "-o", tmp_path / "m.index")
+    settings = ("--chunk-tokens", 40, "--overlap", 5, "--include", "*.md", "--max-file-size", "2M")
+    assert ortkit(*command, "--bundle", embedder_bundle.path, *settings).code == 0
+    kept = ("bundle", "chunk_tokens", "overlap", "rules")
+
+    def inspected() -> dict:
+        fields = json.loads(ortkit("inspect", tmp_path / "m.index", "--json").out)
+        return {name: fields[name] for name in kept}
+
+    before = inspected()
+    assert (before["chunk_tokens"], before["overlap"], before["rules"]["include"]) == (40, 5, ["*.md"])
+    assert report(ortkit(*command, "--restart", "--json"))["wrote"]
+    assert inspected() == before
+    assert report(ortkit(*command, "--restart", "--overlap", 0, "--json"))["wrote"]
+    assert inspected() == before | {"overlap": 0}
 
 
 def test_the_report_as_json(ortkit: Ortkit, embedder_bundle: Bundle, manuals: Path, tmp_path: Path) -> None:
@@ -199,6 +219,10 @@ def test_an_index_that_cannot_be_read(ortkit: Ortkit, embedder_bundle: Bundle, b
     assert damaged.code == 7
     assert "--restart" in damaged.err
     assert again.code == 0
+    assert again.err == (
+        f"note: `{built}/index.json` is not valid: `format` must be an integer; settings that were not given are the "
+        "default ones\n"
+    )
 
 
 def test_the_progress_line() -> None:
