@@ -151,7 +151,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     options = ("--include", "*.md", "--exclude", "drafts/", "--hidden", "--max-file-size", "2M")
     ortkit(*command, "--bundle", embedder_bundle.path, *options)
     (manuals / "new.txt").write_text("The dog sleeps.", encoding="utf-8")
-    rules = "rules     *.md, without drafts/, hidden ones too, up to 2.1 MB"
+    rules = "rules     *.md, without drafts/, hidden ones too, up to 2M"
 
     again = ortkit(*command)
     assert (again.code, again.out.decode().splitlines()[1]) == (0, "  files: 1 unchanged")
@@ -168,7 +168,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     changed = ortkit(*command, "--exclude", "new.txt")
     assert changed.out.decode().splitlines()[1:3] == [
         "  files: 2 added, 1 unchanged",
-        "  rules changed, for later runs too: all files, without new.txt, up to 67.1 MB",
+        "  rules changed, for later runs too: all files, without new.txt, up to 64M",
     ]
     fields = report(ortkit(*command, "--json"))
     assert (fields["unchanged"], fields["rules_changed"], fields["rules"]["exclude"]) == (3, False, ["new.txt"])
@@ -264,7 +264,7 @@ def test_what_an_index_is_of(ortkit: Ortkit, embedder_bundle: Bundle, built: Pat
         rf"of        {manuals}: 3 files, 4 chunks\n"
         rf"embedder  tiny-embedder, digest {digest[:16]}, 8 dimensions\n"
         r"chunks    up to 64 tokens, overlap 9\n"
-        r"rules     all files, up to 67\.1 MB\n"
+        r"rules     all files, up to 64M\n"
         r"size      0\.1 MB\n"
         r"built     \S+, generation 1, format 1\n",
         shown.out.decode(),

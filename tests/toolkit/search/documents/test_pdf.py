@@ -160,7 +160,7 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     error = refusal(tmp_path, "a.pdf", pdf_of([["One."]]))
     _PROCESS.end()
 
-    assert error.message == "is a PDF that takes more than 2,048 MiB of memory"
+    assert error.message == "is a PDF that takes more than 2G of memory"
 
 
 def test_a_reader_that_crashes_is_started_again(tmp_path: Path) -> None:
