@@ -187,6 +187,7 @@ class Index:
     def _reading(self) -> Iterator[Snapshot]:
         """The generation that is open, and stays so in the block; `reload` and `close` may run meanwhile."""
         while not (snapshot := self._snapshot).acquire():
+            snapshot.check_files()
             self._check_open()
         try:
             yield snapshot

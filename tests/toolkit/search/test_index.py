@@ -634,6 +634,33 @@ def test_a_file_that_is_cut_or_missing(name: str, index: Index) -> None:
     assert index.reload()
 
 
+@pytest.mark.parametrize("name", ["vectors-*.npy", "rows-*.npy", "texts-*.sqlite"])
+def test_a_file_that_is_cut_while_it_is_open(name: str, index: Index, manuals: Path, tiny_embedder: Embedder) -> None:
+    """Reading mapped pages of it would end the process (SIGBUS)."""
+    path = damaged(index, name)
+    content = path.read_bytes()
+    assert index.search("fox")
+    for size in (0, len(content) - 1):
+        os.truncate(path, size)
+        for mode in ("hybrid", "bm25", "vector"):
+            with pytest.raises(BundleError) as caught:
+                index.search("fox", mode=mode)
+            assert caught.value.message == (
+                f"`{path}` has {size} bytes instead of {len(content)}: the index is damaged"
+            )
+            assert caught.value.exit_code == 7
+    # A copy that is whole again.
+    path.write_bytes(content)
+    assert index.search("fox")
+    # A file that a writer removed has no name, and its size still.
+    with Index.build(index.path, manuals, tiny_embedder, restart=True) as newer:
+        assert newer.search("fox")
+        assert not path.exists()
+        assert index.search("fox")
+    index.close()
+    index.close()
+
+
 def test_arrays_of_another_shape(index: Index) -> None:
     path = damaged(index, "vectors-*.npy")
     content = path.read_bytes()
