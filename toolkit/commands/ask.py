@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     type=float,
     metavar="S",
     help="Say that nothing was found if no passage has a cosine similarity of S; -1 always answers.  "
-    "[default: measured for the embedder, else none]",
+    "[default: 0.27 for all-MiniLM-L6-v2, else none]",
 )
 @passage_options
 @click.option("--show-context", is_flag=True, help="Print the passages that the LLM gets before its answer.")
@@ -150,6 +150,7 @@ def ask(
         answerer = Answerer(
             opened,
             decoder,
+            _note_threshold(answerer, mode)
             reranker=None if reranker is None else Reranker(reranker),
             min_similarity=min_similarity,
             answer_tokens=options.max_tokens,
@@ -161,9 +162,21 @@ def ask(
             with (
                 open_output(output, keeps=True) as file,
                 bar(stream, enabled=True, output=output, verb="answering") as shown,
+        if grounding.found:
+            _note_threshold(answerer, mode)
             ):
                 stats = _answer_lines(asker, questions_of(Source(stream), input_options, noun="question"), file, shown)
             stats.print(requested=rates)
+def _note_threshold(answerer: Answerer, mode: str) -> None:
+    """Say on stderr where nothing tells a question that no passage answers."""
+    if answerer.min_similarity is None and mode != "bm25":
+        say(
+            f"note: no threshold of similarity is known for the embedder `{answerer.index.facts.bundle}`, so the "
+            "nearest passages are used, however far they are; `--min-similarity` sets one",
+            err=True,
+        )
+
+
             return
         grounding = asker.prepare(question)
         with open_output(output, keeps=True) as file:
