@@ -393,7 +393,7 @@ def test_another_bundle(index: Index, manuals: Path, other_bundle: Bundle) -> No
     assert caught.value.exit_code == 7
     assert "--restart" in str(caught.value.hint)
     # A reader of the old one continues, and does not take vectors of another model.
-    with Index.build(index.path, manuals, other_bundle.path, chunk_tokens=48, restart=True) as made:
+    with Index.build(index.path, manuals, other_bundle.path, restart=True) as made:
         assert made.facts.dimension == 6
         assert made.facts.chunking.max_tokens == 64, "its own default: tokens of one embedder are not those of another"
         assert made.search("fox")
