@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from .storage.vectors import unit_rows
 from .update import update
 
 
-class Index:
+class Index(Closable):
     """The index of a folder's files: hybrid search by embeddings and BM25. Thread-safe.
 
     A reader sees one generation, whatever writers do meanwhile, until `reload`. Searches are exact: every embedding is
@@ -58,7 +57,6 @@ class Index:
         """What `build` did; None for an index that was opened."""
         self._snapshot = snapshot
         self._owned = owned
-        self._closed = False
         self._reloading = threading.Lock()
 
     @classmethod
@@ -187,9 +185,9 @@ class Index:
     def _reading(self) -> Iterator[Snapshot]:
         """The generation that is open, and stays so in the block; `reload` and `close` may run meanwhile."""
         while not (snapshot := self._snapshot).acquire():
-            snapshot.check_files()
             self._check_open()
         try:
+            snapshot.check_files()
             yield snapshot
         finally:
             snapshot.release()
@@ -224,15 +222,6 @@ class Index:
         self._snapshot.retire()
         if self._owned:
             self.embedder.close()
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         """Open files are of their process."""
