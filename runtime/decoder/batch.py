@@ -13,7 +13,7 @@ from typing import NoReturn, Unpack
 
 from ..arguments import checked_integer, takes_keywords
 from ..errors import InputError, OrtkitError, ProviderError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.detokenizer import Detokenizer
 from ..text.messages import Messages
 from ..text.stop_strings import StopStrings
@@ -54,7 +54,7 @@ class BatchStats:
     """Bytes of the prefix store."""
 
 
-class Batch(Closable):
+class Batch(ClosableModel):
     """Many answers of one decoder at once (continuous batching). Thread-safe.
 
     One thread runs all sequences: each run of the graph computes the next token of all of them, and takes little longer

@@ -17,7 +17,7 @@ from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import GenerationDefaults, Kind, Provider
 from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import decoder_threads
@@ -82,7 +82,7 @@ class DecoderPlan:
     """The class of this machine's CPU, on which speed depends."""
 
 
-class Decoder(Closable):
+class Decoder(ClosableModel):
     """An LLM: continues texts and answers conversations. Thread-safe; decoders of the same bundle share its weights.
 
     On the CPU, the same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete

@@ -17,7 +17,7 @@ from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import EmbedderFacts, Golden, Kind, Layout
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
 from .base import CHUNK, Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
@@ -34,7 +34,7 @@ _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Prompt names, in the order in which sentence-transformers' `encode_query` and `encode_document` look them up."""
 
 
-class Embedder(Encoder, Closable):
+class Embedder(Encoder, ClosableModel):
     """An embedding model: converts texts to embeddings. Thread-safe.
 
     On the CPU a text has the same embedding, bit for bit, alone or in any batch, in any order, with any number of

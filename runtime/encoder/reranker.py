@@ -18,7 +18,7 @@ from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ..bundle.manifest import Golden, Kind, Scores
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 from .base import Encoder, TruncationWarning, characters, graph_feeds
@@ -34,7 +34,7 @@ _PAIR_CHUNK = 512
 """Pairs that a stream scores before it yields their scores."""
 
 
-class Reranker(Encoder, Closable):
+class Reranker(Encoder, ClosableModel):
     """A cross-encoder: scores how relevant documents are to a query. Thread-safe.
 
     On the CPU a pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers.

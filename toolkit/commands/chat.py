@@ -22,12 +22,9 @@ from .options import (
     PERFORMANCE_OPTIONS,
     SAMPLING_OPTIONS,
     answer_options,
-    context_option,
+    decoder_options,
     literal_option,
-    max_memory_option,
-    rates_option,
     system_option,
-    threads_option,
 )
 
 
@@ -56,10 +53,7 @@ from .options import (
     help="When the context is full: drop the oldest turns, ask first, or stop with an error. A pipe cannot be asked.",
 )
 @answer_options
-@threads_option
-@context_option
-@max_memory_option
-@rates_option
+@decoder_options
 def chat(
     *,
     bundle: str,

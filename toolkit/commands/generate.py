@@ -30,14 +30,11 @@ from .options import (
     SAMPLING_OPTIONS,
     Text,
     answer_options,
-    context_option,
+    decoder_options,
     input_format_option,
     literal_option,
-    max_memory_option,
     once,
-    rates_option,
     system_option,
-    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -101,10 +98,7 @@ if TYPE_CHECKING:
 @once("--output", metavar="FILE", help="Write to FILE atomically.")
 @once("--save-prefix", metavar="FILE", help="Save the prompt's KV cache to FILE.")
 @once("--load-prefix", metavar="FILE", help="Reuse a KV cache saved with --save-prefix.")
-@threads_option
-@context_option
-@max_memory_option
-@rates_option
+@decoder_options
 def generate(
     *,
     bundle: str,

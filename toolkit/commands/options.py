@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +12,7 @@ from ...runtime.arguments import size_of
 from ...runtime.errors import InputError
 from ..io.answer_options import META_KEY
 from ..io.input_format import InputFormat, as_typed
+from .bundle_names import BundleType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -87,6 +88,18 @@ rates_option = click.option(
 )
 
 
+def _with_options(command: Function, options: Sequence[Callable[[Function], Function]]) -> Function:
+    """Add options to a command; `--help` shows them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def decoder_options(command: Function) -> Function:
+    """Add the options of a process that runs an LLM."""
+    return _with_options(command, [threads_option, context_option, max_memory_option, rates_option])
+
+
 def release_option(help_text: str) -> Callable[[Function], Function]:
     """`--release N`, the counter of bundles and kits."""
     return click.option("--release", type=click.IntRange(1, (1 << 31) - 1), metavar="N", help=help_text)
@@ -118,6 +131,58 @@ field_option = once(
     help="JSON field or CSV column that holds the text.  [default: text]",
 )
 literal_option = click.option("--literal", is_flag=True, help="Take arguments as texts even if they are file names.")
+
+
+def question_options(noun: str, nouns: str) -> Callable[[Function], Function]:
+    """Options of commands that take one query or question as an argument, or many from an input."""
+    options = [
+        once("--input", "source", metavar="FILE", help=f"Read {nouns} from FILE, `-` for stdin."),
+        input_format_option(
+            f"One {noun} per line, or one per record in --field; other fields are copied to the output."
+        ),
+        once(
+            "--field",
+            type=Text(),
+            metavar="NAME",
+            help=f"JSON field or CSV column that holds the {noun}.  [default: {noun}]",
+        ),
+        literal_option,
+    ]
+    return lambda command: _with_options(command, options)
+
+
+def passage_options(command: Function) -> Function:
+    """Add the options of `search` and `ask` that choose passages."""
+    options = [
+        click.option(
+            "--reranker",
+            type=BundleType(),
+            metavar="BUNDLE",
+            help="Rerank the best passages with this bundle: slower, and better ordered.",
+        ),
+        click.option(
+            "--path",
+            "paths",
+            multiple=True,
+            type=Text(),
+            metavar="GLOB",
+            help="Search only in files whose path matches, such as `manuals/**` or `*.pdf`; may be repeated.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["hybrid", "vector", "bm25"]),
+            default="hybrid",
+            show_default=True,
+            help="Rank by embeddings and BM25, or by one of them.",
+        ),
+        click.option(
+            "--bundle",
+            type=BundleType(),
+            metavar="BUNDLE",
+            help="Where the bundle of the index is now, if it was moved.",
+        ),
+    ]
+    return _with_options(command, options)
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
@@ -165,6 +230,4 @@ def answer_options(command: Function) -> Function:
             help="Prompt lookup (n-gram speculation): faster where answers quote.  [default: --lookup]",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with_options(command, options)
