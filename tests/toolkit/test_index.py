@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import re
 import sys
@@ -122,6 +123,20 @@ def test_skipped_files_are_listed_and_do_not_fail_the_run(ortkit: Ortkit, built:
     assert [line for line in whole.err.splitlines() if "NUL" in line] == [
         f"  {number}.bin: is not text: it has NUL bytes" for number in range(5)
     ]
+
+
+def test_files_of_one_reason_are_one_group(ortkit: Ortkit, built: Path, manuals: Path) -> None:
+    for number in range(2):
+        (manuals / f"{number}.txt.gz").write_bytes(gzip.compress(b"fox"))
+        (manuals / f"{number}.large.txt").write_text("fox " * (1000 + number), encoding="utf-8")
+
+    finished = ortkit("index", manuals, "-o", built, "--max-file-size", "1K")
+
+    assert finished.err == (
+        "warning: 4 files were skipped:\n"
+        "  is larger than the limit of 1K (2 files: 0.large.txt, 1.large.txt)\n"
+        "  is compressed with gzip; unpack it: `gzip -dc FILE > ...` (2 files: 0.txt.gz, 1.txt.gz)\n"
+    )
 
 
 def test_the_first_reasons_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

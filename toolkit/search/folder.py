@@ -237,8 +237,7 @@ class _Walk:
             return SkippedFile(name, "is a file that is read by an earlier name")
         self.read.add((status.st_dev, status.st_ino))
         if status.st_size > self.rules.max_file_bytes:
-            limit = as_option(self.rules.max_file_bytes)
-            return SkippedFile(name, f"has {as_option(status.st_size)}, and the limit is {limit}")
+            return SkippedFile(name, f"is larger than the limit of {as_option(self.rules.max_file_bytes)}")
         return FoundFile(name, self.folder / name, status.st_size, status.st_mtime_ns)
 
     def _ignore_file(self, found: list[os.DirEntry[str]], prefix: str) -> list[_IgnoreFile]:

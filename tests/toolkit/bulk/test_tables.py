@@ -200,7 +200,7 @@ def test_csv_and_text_become_columns_of_strings(ortkit: Ortkit, small_embedder: 
     assert found["id"].to_pylist() == ["01", None, "3", None]
     assert found["body"].to_pylist() == ["the fox", None, "a dog,\nlazy", None]
     assert found["why"].to_pylist() == [
-        *(None, "line 3 has 1 columns, and the header 2", None),
+        *(None, "line 3 has 1 column, and the header 2", None),
         "line 6 is not valid UTF-8 at byte 3",
     ]
     assert vectors_of(found, "vector") == Embedder(small_embedder).embed(["the fox", "a dog,\nlazy"]).tobytes()

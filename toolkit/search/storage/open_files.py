@@ -28,7 +28,7 @@ class OpenFiles:
             raise
 
     def check(self) -> None:
-        """Raise BundleError where a file was cut or grew since: a copy over it that was broken off, or goes on."""
+        """Raise BundleError where a file was cut or grew since: a copy over it that was interrupted, or still runs."""
         for path, size, descriptor in self._files:
             check_size(path, os.fstat(descriptor), size)
 
