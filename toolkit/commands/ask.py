@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 @click.option("--show-context", is_flag=True, help="Print the passages that the LLM gets before its answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object with answer, sources and citations.")
 @once("--output", metavar="FILE", help="Write to FILE atomically.")
-@answer_options
+@answer_options(length="512, at most a quarter of the context")
 @decoder_options
 def ask(
     *,

@@ -52,7 +52,7 @@ from .options import (
     show_default=True,
     help="When the context is full: drop the oldest turns, ask first, or stop with an error. A pipe cannot be asked.",
 )
-@answer_options
+@answer_options()
 @decoder_options
 def chat(
     *,

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
-@answer_options
+@answer_options()
 @once("--json-schema", metavar="FILE", help="Answer in JSON that follows the JSON schema in FILE.")
 @once("--regex", type=Text(), metavar="R", help="Answer with a text that matches the regular expression R as a whole.")
 @once("--grammar", metavar="FILE", help="Answer with a text of the Lark grammar in FILE.")

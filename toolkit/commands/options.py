@@ -193,14 +193,14 @@ def _answer_option(name: str, **settings: Any) -> Callable[[Function], Function]
     return click.option(name, expose_value=False, callback=_store, **settings)
 
 
-def answer_options(command: Function) -> Function:
-    """Add the options of AnswerOptions to a command."""
+def answer_options(*, length: str = "as many as fit") -> Callable[[Function], Function]:
+    """Add the options of AnswerOptions to a command; `length` is the default of --max-tokens, in words."""
     options = [
         _answer_option(
             "--max-tokens",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Maximum tokens of an answer.  [default: as many as fit]",
+            help=f"Maximum tokens of an answer.  [default: {length}]",
         ),
         _answer_option(
             "--temperature", type=float, metavar="T", help="0 is greedy decoding; higher values are more random."
@@ -230,4 +230,4 @@ def answer_options(command: Function) -> Function:
             help="Prompt lookup (n-gram speculation): faster where answers quote.  [default: --lookup]",
         ),
     ]
-    return _with_options(command, options)
+    return lambda command: _with_options(command, options)
