@@ -19,8 +19,6 @@ from .cpu_class import cpu_features
 from .int8_overflow import PRECISION_MODE, matmuls_overflow
 from .request import Request, dimensions_of
 
-PARALLEL_PREPACK = "session.prepack.enable_parallel"
-"""onnxruntime's session option that packs weights for the kernels on all threads of a session, from 1.31 on."""
 WITHOUT_KLEIDIAI = "mlas.disable_kleidiai"
 """onnxruntime's session option that disables KleidiAI's kernels for 4-bit matmuls on ARM.
 
@@ -74,10 +72,6 @@ def cpu_request(ort: Any, config: SessionConfig) -> Request:
     if config.symmetric_blocks:
         entries[WITHOUT_KLEIDIAI] = "1"
     decoder = config.threads is not None
-    if decoder:
-        # A session of SmolLM2-135M in int4 opens in 128 ms instead of 167 (x86 with VNNI, two cores). Each weight is
-        # packed by one thread, with the same bytes.
-        entries[PARALLEL_PREPACK] = "1"
     return Request(
         entries=entries,
         threads=config.threads or 1,

@@ -10,16 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, BundleError, Decoder, Embedder
 from ortkit.runtime.bundle.bundle import TOKENIZER
 from ortkit.runtime.bundle.folder import MANIFEST
 from ortkit.runtime.session.cores import Cores
-from ortkit.runtime.session.cpu import PARALLEL_PREPACK
 from ortkit.runtime.session.parallel_opening import open_in_parallel
 from ortkit.runtime.text.safe_tokenizer import SafeTokenizer, open_tokenizer
 from tests.commands import Finished
@@ -27,8 +23,6 @@ from tests.decoders import TinyDecoder
 
 LIMIT = 10.0
 """Seconds after which a thread hangs."""
-WIDTH = 128
-"""Rows and columns of each matmul."""
 
 
 def failing(error: BaseException) -> Callable[..., None]:
@@ -168,43 +162,3 @@ def test_a_file_that_is_no_tokenizer_is_the_same_error(
         assert finished.code == 7
         assert f"`{folder / TOKENIZER}` is not a tokenizer: " in finished.err
     assert not tokenizer_threads()
-
-
-def test_weights_packed_on_two_threads_have_the_same_bits() -> None:
-    rng = np.random.default_rng(24)
-    model = matmuls_of_4_bits(rng)
-    rows = rng.standard_normal((3, WIDTH), np.float32)
-
-    def result(*, parallel: bool) -> NDArray[np.float32]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        options.add_session_config_entry(PARALLEL_PREPACK, str(int(parallel)))
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        found: NDArray[np.float32] = session.run(None, {"rows": rows})[0]
-        return found
-
-    assert np.isfinite(result(parallel=True)).all()
-    np.testing.assert_array_equal(result(parallel=True), result(parallel=False))
-
-
-def matmuls_of_4_bits(rng: np.random.Generator, *, count: int = 8, block: int = 32) -> bytes:
-    """A graph of MatMulNBits one after the other, of drawn weights, scales and zero points."""
-    blocks = WIDTH // block
-    nodes, weights = [], []
-    for place in range(count):
-        drawn = {
-            f"weight.{place}": rng.integers(0, 256, (WIDTH, blocks, block // 2), np.uint8),
-            f"scale.{place}": rng.uniform(0.01, 0.02, WIDTH * blocks).astype(np.float32),
-            f"zero.{place}": rng.integers(0, 256, WIDTH * blocks // 2, np.uint8),
-        }
-        weights += [numpy_helper.from_array(array, name) for name, array in drawn.items()]
-        source = "rows" if place == 0 else f"out.{place - 1}"
-        attributes = {"K": WIDTH, "N": WIDTH, "bits": 4, "block_size": block, "accuracy_level": 4}
-        inputs = [source, *drawn]
-        nodes.append(helper.make_node("MatMulNBits", inputs, [f"out.{place}"], domain="com.microsoft", **attributes))
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, WIDTH]) for name in ("rows", f"out.{count - 1}")
-    ]
-    graph = helper.make_graph(nodes, "matmuls", ends[:1], ends[1:], weights)
-    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
