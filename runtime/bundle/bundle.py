@@ -16,8 +16,8 @@ from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
 from ..file_hash import sha256_of
 from ..output_path import bundles_folder
+from ..trust.names import LARGEST_SIGNATURE, SIGNATURE
 from ..trust.policy import Policy
-from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE
 from .file_names import DEPTH, folded, path_problem
 from .folder import MANIFEST, SBOM_FILE, BundleFolder
 from .manifest import FileRecord

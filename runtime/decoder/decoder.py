@@ -27,6 +27,7 @@ from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.opening import check_opening
+from ..session.parallel_opening import open_in_parallel
 from ..text.chat_template import ChatTemplate
 from ..text.control_tokens import ControlTokens
 from ..text.detokenizer import Detokenizer, Vocabulary
@@ -178,9 +179,13 @@ class Decoder(ClosableModel):
         config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
         if limit is not None:
             check_opening(limit, self.bundle, config)
-        # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
-        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), config)
+        # Within a limit one after the other: a tokenizer needs the most memory while it is parsed, a session while it
+        # is open.
+        self.session = open_in_parallel(
+            lambda begins: shared_session(self.bundle.file(GRAPH), config, begins=begins),
+            self._open_tokenizer,
+            parallel=limit is None and self._cores.usable > 1,
+        )
         check_interface(self.session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
@@ -198,6 +203,9 @@ class Decoder(ClosableModel):
             if context is not None:
                 self.room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
+
+    def _open_tokenizer(self) -> None:
+        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
 
     def _compare_golden(self) -> None:
         """Run a golden answer; raises DisagreementError where its log-probabilities are not the certified ones."""

@@ -83,7 +83,6 @@ class Embedder(Encoder, ClosableModel):
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `embedder`")
         self.facts = manifest.embedder
         """Pooling, prompts and dimensions, from the manifest."""
-        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
         self._unpooled = unpooled_tokens(self.facts)
         pooled = width_before(self._dense, self.facts.dimension)
@@ -97,6 +96,9 @@ class Embedder(Encoder, ClosableModel):
             self._check_width(self.session.width)
         self._bound_memory(self.tokenizer.tokenizer, self._width)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
+
+    def _open_tokenizer(self) -> None:
+        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), self.bundle.manifest.tokenizer)
 
     @takes_keywords(EmbedOptions)
     def embed(

@@ -80,6 +80,10 @@ class Reranker(Encoder, ClosableModel):
             workers=workers,
             max_memory=max_memory,
         )
+        self._bound_memory(self.tokenizer.tokenizer, None)
+        self._compare_first_use(None if self._buckets is None else self._buckets.first)
+
+    def _open_tokenizer(self) -> None:
         manifest = self.bundle.manifest
         if manifest.reranker is None or not manifest.reranker.labels:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no labels in its section `reranker`")
@@ -88,8 +92,6 @@ class Reranker(Encoder, ClosableModel):
         self.tokenizer = PairTokenizer(
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
-        self._bound_memory(self.tokenizer.tokenizer, None)
-        self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @takes_keywords(RankOptions)
     def rank(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -18,8 +19,10 @@ _OPEN_BUCKETS: WeakValueDictionary[tuple[object, ...], BucketSessions] = WeakVal
 _OPENING = threading.Lock()
 
 
-def shared_session(path: Path, config: SessionConfig) -> Session:
+def shared_session(path: Path, config: SessionConfig, *, begins: Callable[[], None] | None = None) -> Session:
     """Return the open session of this file, or open one; its weights are freed with the last reference.
+
+    `begins` is called once onnxruntime needs no more Python lock (GIL) to open it; not where it is open already.
 
     A replaced file is another file: device, inode, size and modification time identify it, of the graph and of the
     weights beside it.
@@ -28,7 +31,7 @@ def shared_session(path: Path, config: SessionConfig) -> Session:
     with _OPENING:
         session = _OPEN.get(key)
         if session is None:
-            session = _OPEN[key] = Session(path, config)
+            session = _OPEN[key] = Session(path, config, begins=begins)
         return session
 
 
