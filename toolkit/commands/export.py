@@ -85,8 +85,8 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Choice([choice.value for choice in CacheType]),
-    help="LLMs: type of the KV cache. float16 takes half the memory, and is slower on a CPU; int8 takes a quarter, with "
-    "new tokens faster after long prompts, and long prompts slower.  "
+    help="LLMs: type of the KV cache. float16 takes half the memory, and is slower on a CPU; int8 takes a quarter: "
+    "new tokens after long prompts are faster, and long prompts slower.  "
     "[default: float32, and float16 for cuda]",
 )
 @click.option(
