@@ -42,8 +42,10 @@ FASTEMBED_FILES = ("tokenizer.json", "special_tokens_map.json", "config.json")
 
 def ortkit_name(bundle: Path, model: str = MODEL) -> str:
     """Name of ortkit with this bundle in tables."""
-    manifest = required(bundle / "manifest.json", f"run `make benchmark`, which exports `{model}`")
-    return f"ortkit {json.loads(manifest.read_text(encoding='utf-8'))['precision']}"
+    path = required(bundle / "manifest.json", f"run `make benchmark`, which exports `{model}`")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    cache = (manifest.get("decoder") or {}).get("cache_type", "float32")
+    return f"ortkit {manifest['precision']}" + ("" if cache == "float32" else f", {cache} cache")
 
 
 def peers_python(environment: Path) -> Path:

@@ -33,6 +33,9 @@ CHATML = (
 )
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, CONTEXT = 2, 4, 2, 16, 64, 1024
 BASE, EPSILON = 10_000.0, 1e-5
+INT8_CACHE = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+LARGEST_CACHED = 4.0
+"""Larger keys and values are clipped by an int8 cache; the decoder here has none."""
 
 
 def write_tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -128,7 +131,7 @@ class TinyDecoder:
 
     def graph(self, cache: CacheType = CacheType.FLOAT32, batch: int | str = "batch") -> onnx.ModelProto:
         """`cache` is the type of its KV cache; if it is float16, the attention alone is. `batch` is the first axis."""
-        half = cache is CacheType.FLOAT16
+        half, quantized = cache is CacheType.FLOAT16, cache is CacheType.INT8
         nodes: list[onnx.NodeProto] = []
 
         def node(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
@@ -150,6 +153,8 @@ class TinyDecoder:
             if half:
                 packed = [node("Cast", [name], f"{name}.half", to=TensorProto.FLOAT16) for name in packed]
             kept = [f"past.{layer}.key", f"past.{layer}.value", "last_positions", "total_length", "cos", "sin"]
+            if quantized:
+                kept += ["", "", "no_sink", "scales", "scales"]
             attended = helper.make_node(
                 "GroupQueryAttention",
                 [*packed, *kept],
@@ -159,6 +164,7 @@ class TinyDecoder:
                 kv_num_heads=KV_HEADS,
                 do_rotary=1,
                 **({} if self.window is None else {"local_window_size": self.window}),
+                **(INT8_CACHE if quantized else {}),
             )
             nodes.append(attended)
             if half:
@@ -173,11 +179,14 @@ class TinyDecoder:
         constants = self.weights | {
             "last": np.array([-1]),
             "epsilon": np.array(EPSILON, np.float32),
-            "cos": np.cos(angles).astype(cache.value),
-            "sin": np.sin(angles).astype(cache.value),
+            "cos": np.cos(angles).astype(np.float16 if half else np.float32),
+            "sin": np.sin(angles).astype(np.float16 if half else np.float32),
         }
+        if quantized:
+            constants["no_sink"] = np.full(HEADS, -1e30, np.float32)
+            constants["scales"] = np.full((KV_HEADS, 1, HEAD_SIZE), LARGEST_CACHED / 127, np.float32)
         floats = TensorProto.FLOAT
-        cached = TensorProto.FLOAT16 if half else floats
+        cached = {CacheType.FLOAT16: TensorProto.FLOAT16, CacheType.INT8: TensorProto.INT8}.get(cache, floats)
         shape = [batch, KV_HEADS, "capacity", HEAD_SIZE]
         kinds = {
             "input_ids": (TensorProto.INT64, [batch, "tokens"]),

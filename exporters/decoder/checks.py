@@ -37,7 +37,7 @@ def check_float32(
     graph: ir.Model, bundle: DraftBundle, checkpoint: Checkpoint, expected: DecoderReference, work: WorkFolder
 ) -> None:
     """Raise OrtkitError for a float32 graph that differs from PyTorch: quantization would hide a small mistake."""
-    exact = _draft_of(graph, bundle, Precision.FP32)
+    exact = draft_of(graph, bundle, Precision.FP32)
 
     def measure() -> Made:
         with work.scratch() as folder, refusing_broken_graphs(checkpoint):
@@ -56,7 +56,7 @@ def measure_source(
         with work.scratch() as folder:
             made, weights = graph.clone(), KeptArrays(folder / GRAPH_DATA)
             keep_blocks(made, gguf, weights.keep)
-            source = _draft_of(graph, bundle, Precision.SOURCE)
+            source = draft_of(graph, bundle, Precision.SOURCE)
             write_graph(made, weights, source.path / GRAPH)
             found = agreement_with(Decoder(source), expected)
             return Made({CONTENT: np.array([found.kl, found.top])})
@@ -67,7 +67,7 @@ def measure_source(
         return
 
 
-def _draft_of(graph: ir.Model, bundle: DraftBundle, precision: Precision) -> DraftBundle:
+def draft_of(graph: ir.Model, bundle: DraftBundle, precision: Precision) -> DraftBundle:
     """Describe the bundle's folder with another graph: its precision, and the type of its KV cache."""
     half = graph.graph.inputs[-1].dtype is ir.DataType.FLOAT16
     cache = CacheType.FLOAT16 if half else CacheType.FLOAT32

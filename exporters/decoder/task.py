@@ -24,6 +24,7 @@ from ...runtime.bundle.manifest import (
     TokenizerFacts,
     WeightBlocks,
 )
+from ...runtime.errors import UnsupportedModelError
 from ...runtime.text.safe_tokenizer import open_tokenizer
 from ..checkpoint.checkpoint import Checkpoint
 from ..gguf.block_formats import BLOCK_READERS
@@ -37,9 +38,10 @@ from ..providers.cuda import plain_attention_refused
 from ..steps import ModelFacts, QuantizedGraph, Workspace
 from .calibration import calibration_windows, compute_moments, moments_by_layer
 from .certify import MAX_KL, certify_decoder
-from .checks import check_float32, keep_blocks, measure_source, refusing_broken_graphs, source_figures
+from .checks import check_float32, draft_of, keep_blocks, measure_source, refusing_broken_graphs, source_figures
 from .config import check_tokens, decoder_facts
 from .float16 import convert_cache_to_float16, convert_to_float16
+from .int8_cache import quantize_cache
 from .lazy_model import LazyDecoder, open_decoder
 from .passes import share_embedding
 from .recipe_search import RECIPES, BlockTrials, default_recipe
@@ -74,6 +76,11 @@ class DecoderTask:
         facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), cache_type=cache)
         if provider is Provider.CUDA and facts.plain_attention:
             raise plain_attention_refused(checkpoint.name, checkpoint.architecture, facts.head_size)
+        if cache is CacheType.INT8 and facts.plain_attention:
+            raise UnsupportedModelError(
+                f"`{checkpoint.name}` is exported with attention of plain operators, which has no int8 KV cache",
+                hint="use `--cache float16` for half of the memory, or leave out `--cache`",
+            )
         return cls(checkpoint, tokenizer, facts, provider)
 
     def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
@@ -114,6 +121,22 @@ class DecoderTask:
         return run_reference(model, self.tokenizer, self.settings, calibration, store, work.progress)
 
     def quantize(
+        self,
+        graph: ir.Model,
+        trial: DraftBundle,
+        reference: DecoderReference,
+        threshold: float | None,
+        work: Workspace,
+    ) -> QuantizedGraph:
+        if self.settings.cache_type is not CacheType.INT8:
+            return self._quantize_weights(graph, trial, reference, threshold, work)
+        # Scales of the cache are measured once weights are final, and blocks are compared without it.
+        exact = draft_of(graph, trial, trial.manifest.precision)
+        made = self._quantize_weights(graph, exact, reference, threshold, work)
+        quantize_cache(made.graph, exact, calibration_windows(self.tokenizer, self.settings))
+        return made
+
+    def _quantize_weights(
         self,
         graph: ir.Model,
         trial: DraftBundle,

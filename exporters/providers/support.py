@@ -9,7 +9,7 @@ from ...runtime.bundle.manifest import CacheType, Kind, Precision, Provider
 from ...runtime.errors import InputError, UnsupportedModelError
 
 _ENCODERS = (Kind.EMBEDDER, Kind.RERANKER)
-_FLOAT32, _FLOAT16 = CacheType.FLOAT32, CacheType.FLOAT16
+_FLOAT32, _FLOAT16, _INT8 = CacheType
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ SUPPORT = {
             Kind.DECODER: (Precision.INT4, Precision.INT8, Precision.SOURCE, Precision.FP32),
         },
         caches={
-            Precision.INT4: (_FLOAT32, _FLOAT16),
-            Precision.INT8: (_FLOAT32, _FLOAT16),
-            Precision.SOURCE: (_FLOAT32, _FLOAT16),
+            Precision.INT4: (_FLOAT32, _FLOAT16, _INT8),
+            Precision.INT8: (_FLOAT32, _FLOAT16, _INT8),
+            Precision.SOURCE: (_FLOAT32, _FLOAT16, _INT8),
             Precision.FP32: (_FLOAT32,),
         },
         reasons={

@@ -76,6 +76,8 @@ class CacheType(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    INT8 = "int8"
+    """With scales in the graph, one for each channel of a layer's keys and values."""
 
 
 class Pooling(StrEnum):

@@ -17,7 +17,11 @@ from .cache_memory import CacheMemory, HostMemory
 
 FIRST_CAPACITY = 256
 """Capacity of the first buffers, in tokens."""
-_DTYPES: Mapping[CacheType, type[np.generic]] = {CacheType.FLOAT32: np.float32, CacheType.FLOAT16: np.float16}
+_DTYPES: Mapping[CacheType, type[np.generic]] = {
+    CacheType.FLOAT32: np.float32,
+    CacheType.FLOAT16: np.float16,
+    CacheType.INT8: np.int8,
+}
 """Of the buffers."""
 
 

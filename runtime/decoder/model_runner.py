@@ -27,7 +27,11 @@ from .cache_memory import memory_of
 from .kv_cache import Bound, KVCache, Written
 
 _INT64, _INT32 = "tensor(int64)", "tensor(int32)"
-_GRAPH_TYPES: Mapping[CacheType, str] = {CacheType.FLOAT32: FLOATS, CacheType.FLOAT16: "tensor(float16)"}
+_GRAPH_TYPES: Mapping[CacheType, str] = {
+    CacheType.FLOAT32: FLOATS,
+    CacheType.FLOAT16: "tensor(float16)",
+    CacheType.INT8: "tensor(int8)",
+}
 """onnxruntime's names for the types of the KV cache."""
 _KEPT_TOKENS = 16
 """Bindings for up to this many new tokens are kept: answers reuse a few, prompts have one each."""

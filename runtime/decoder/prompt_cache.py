@@ -1,8 +1,8 @@
 """Prompt caches: a KV cache on disk, so that a long prompt is prefilled once.
 
-The file is in the safetensors format, as mlx-lm's `save_prompt_cache` writes it: `layers.{n}.key` and `.value`, float32
-or float16 (kv_heads, tokens, head_size). `__metadata__` has the format's version, `cache` (a `_Header` as JSON: the
-bundle's identity, token ids, conversation) and the CRC-32 of `cache` and the tensors.
+The file is in the safetensors format, as mlx-lm's `save_prompt_cache` writes it: `layers.{n}.key` and `.value`, of the
+type of the cache (kv_heads, tokens, head_size). `__metadata__` has the format's version, `cache` (a `_Header` as JSON:
+the bundle's identity, token ids, conversation) and the CRC-32 of `cache` and the tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIZE = struct.Struct("<Q")
 _ALIGNMENT = 8
 _LARGEST_HEADER = 1 << 26
 """Bytes; the header of a million tokens with their text has a quarter of them."""
-_DTYPES = {CacheType.FLOAT32: "F32", CacheType.FLOAT16: "F16"}
+_DTYPES = {CacheType.FLOAT32: "F32", CacheType.FLOAT16: "F16", CacheType.INT8: "I8"}
 _SAVE_AGAIN = "prefill the prompt again and save a new file"
 
 

@@ -19,7 +19,7 @@ from ortkit.exporters.decoder.tracing import rebuild, trace
 from ortkit.exporters.sources import find_checkpoint
 
 VOCABULARY = 320
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,

@@ -458,7 +458,7 @@ def test_a_checkpoint_is_converted_without_a_network(
         (MODEL, {"provider": "gpu"}, "`provider` must be one of cpu, cuda, coreml, not `gpu`"),
         (MODEL, {"provider": None}, "`provider` must be one of cpu, cuda, coreml, not null"),
         (MODEL, {"kind": "embedders"}, "`kind` must be one of embedder, reranker, decoder, not `embedders`"),
-        (MODEL, {"cache": "fp16"}, "`cache` must be one of float32, float16, not `fp16`"),
+        (MODEL, {"cache": "fp16"}, "`cache` must be one of float32, float16, int8, not `fp16`"),
         (MODEL, {"origin": "pypi"}, "`origin` must be one of hub, folder, wheel, file, not `pypi`"),
         (MODEL, {"revision": 5}, "`revision` must be a string, not int"),
         (MODEL, {"token_host": 5}, "`token_host` must be a string, not int"),

@@ -92,6 +92,8 @@ def describe_decoder(
     ]
     if facts.cache_type is CacheType.FLOAT16:
         lines.append(("cache", "float16 KV cache, half the memory of float32"))
+    elif facts.cache_type is CacheType.INT8:
+        lines.append(("cache", "int8 KV cache, a quarter of the memory of float32"))
     if facts.plain_attention:
         lines.append(("attention", "plain operators: exact, slower than the fused operator"))
     stated = [

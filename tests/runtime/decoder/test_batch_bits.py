@@ -23,6 +23,8 @@ FAMILIES: dict[str, Callable[[Path], Bundle]] = {
     "float32": lambda folder: write_decoder(folder)[0],
     "float32, window": lambda folder: write_decoder(folder, window=24)[0],
     "float16 cache": lambda folder: write_decoder(folder, cache=CacheType.FLOAT16)[0],
+    "int8 cache": lambda folder: write_decoder(folder, cache=CacheType.INT8)[0],
+    "int8 cache, window": lambda folder: write_decoder(folder, window=24, cache=CacheType.INT8)[0],
     "4 bits in groups of 32": lambda folder: write_quantized(folder, block=32),
     "4 bits in groups of 64": lambda folder: write_quantized(folder, block=64),
     "4 bits in groups of 128, window": lambda folder: write_quantized(folder, block=128, window=50),

@@ -62,19 +62,20 @@ def test_buffers_double_and_keep_their_content() -> None:
         assert np.array_equal(buffer[:, :, :200], old)
 
 
-def test_half_of_the_bytes_in_float16() -> None:
-    facts = dataclasses.replace(FACTS, cache_type=CacheType.FLOAT16)
+@pytest.mark.parametrize(("kind", "dtype", "share"), [(CacheType.FLOAT16, np.float16, 2), (CacheType.INT8, np.int8, 4)])
+def test_smaller_types_take_fewer_bytes(kind: CacheType, dtype: type[np.generic], share: int) -> None:
+    facts = dataclasses.replace(FACTS, cache_type=kind)
     cache = filled(200, facts)
     before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
-    assert token_size(facts) == TOKEN // 2
+    assert share * token_size(facts) == TOKEN
 
     cache.reserve(FIRST_CAPACITY + 1)
 
-    assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == FIRST_CAPACITY * TOKEN
+    assert cache.size == sum(buffer.nbytes for buffer in cache.buffers) == 2 * FIRST_CAPACITY * TOKEN // share
     for buffer, old in zip(cache.buffers, before, strict=True):
-        assert buffer.dtype == np.float16
+        assert buffer.dtype == dtype
         assert np.array_equal(buffer[:, :, :200], old)
-    assert KVCache(facts, available=lambda: SPARE + 1500 * TOKEN).largest_that_fits() == 3000
+    assert KVCache(facts, available=lambda: SPARE + 1200 * TOKEN).largest_that_fits() == 1200 * share
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -39,6 +39,11 @@ def test_mistral_7b(written: tuple[Bundle, TinyDecoder]) -> None:
     half = footprint_of(dataclasses.replace(manifest, files=records, blocks=BLOCKS), halved)
     assert [2 * length.cache for length in half.lengths] == [length.cache for length in found.lengths]
     assert half.lengths[1].cache == 4096 << 17, "0.54 GB"
+    quarter = dataclasses.replace(facts, cache_type=CacheType.INT8)
+    assert [4 * length.cache for length in footprint_of(large, quarter).lengths] == [
+        length.cache for length in found.lengths
+    ]
+    assert run_tokens(large, quarter) == 64, "its attention takes more memory for each token of a run"
     assert half.lengths[1].total - half.lengths[1].cache == found.lengths[1].total - found.lengths[1].cache
     assert found.weights == pytest.approx(4_001 * 10**6 * 0.625 / (0.5 + 4 / 64 + 0.5 / 64))
     assert [length.tokens for length in found.lengths] == [1024, 4096, 8192]

@@ -39,22 +39,26 @@ def test_a_saved_prompt_is_continued_as_the_one_that_was_read(decoder: Decoder, 
     assert answer.rates.cached_tokens == len(original.ids) - 1
 
 
-def test_a_cache_in_float16_takes_half_of_the_file(decoder: Decoder, saved: Path, tmp_path: Path) -> None:
-    half = Decoder(write_decoder(tmp_path / "half", cache=CacheType.FLOAT16)[0], threads=1)
-    original = half.prefill(PROMPT)
+@pytest.mark.parametrize(("kind", "stored"), [(CacheType.FLOAT16, "F16"), (CacheType.INT8, "I8")])
+def test_a_smaller_cache_takes_a_smaller_file(
+    decoder: Decoder, saved: Path, kind: CacheType, stored: str, tmp_path: Path
+) -> None:
+    smaller = Decoder(write_decoder(tmp_path / "smaller", cache=kind)[0], threads=1)
+    original = smaller.prefill(PROMPT)
 
-    half.save_cache(tmp_path / "saved16", original)
-    cache = half.load_cache(tmp_path / "saved16")
+    smaller.save_cache(tmp_path / "smaller-saved", original)
+    cache = smaller.load_cache(tmp_path / "smaller-saved")
 
-    assert cache.dtype == np.float16
+    assert cache.dtype == np.dtype(kind.value)
+    assert header_of(tmp_path / "smaller-saved")["layers.0.key"]["dtype"] == stored
     for found, expected in zip(cache.buffers, original.buffers, strict=True):
         assert np.array_equal(found[:, :, : cache.length], expected[:, :, : cache.length])
-    sizes = [path.stat().st_size for path in (saved, tmp_path / "saved16")]
-    bytes_of = [cache.length * token_size(facts) for facts in (decoder.facts, half.facts)]
-    assert sizes[0] - sizes[1] == pytest.approx(bytes_of[0] - bytes_of[1], abs=8), "headers are padded to 8 bytes"
-    answer = half.generate(PROMPT, max_tokens=20, cache=cache)
-    assert answer.text == half.generate(PROMPT, max_tokens=20).text
-    for reader, path in [(decoder, tmp_path / "saved16"), (half, saved)]:
+    sizes = [path.stat().st_size for path in (saved, tmp_path / "smaller-saved")]
+    bytes_of = [cache.length * token_size(facts) for facts in (decoder.facts, smaller.facts)]
+    assert sizes[0] - sizes[1] == pytest.approx(bytes_of[0] - bytes_of[1], abs=16), "headers are padded to 8 bytes"
+    answer = smaller.generate(PROMPT, max_tokens=20, cache=cache)
+    assert answer.text == smaller.generate(PROMPT, max_tokens=20).text
+    for reader, path in [(decoder, tmp_path / "smaller-saved"), (smaller, saved)]:
         with pytest.raises(InputError, match="was saved with another bundle"):
             reader.load_cache(path)
 
