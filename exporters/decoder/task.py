@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from ...runtime.bundle.manifest import (
 from ...runtime.text.safe_tokenizer import open_tokenizer
 from ..checkpoint.checkpoint import Checkpoint
 from ..gguf.block_formats import BLOCK_READERS
+from ..graph.array_store import Keep
 from ..graph.external_data import need_space, store_weights, weights_bytes, weights_file, write_stored_graph
 from ..graph.float16 import check_hidden_states
 from ..graph.nodes import Linear, linears, required
@@ -42,6 +44,7 @@ from .config import check_tokens, decoder_facts
 from .float16 import convert_cache_to_float16, convert_to_float16
 from .lazy_model import LazyDecoder, open_decoder
 from .passes import share_embedding
+from .prefill import make_prefill_graph
 from .recipe_search import RECIPES, BlockTrials, default_recipe
 from .reference import MAX_PROBE_TOKENS, MAX_REFERENCE_LOGITS, DecoderReference, run_reference
 from .tracing import rebuild, trace
@@ -64,17 +67,21 @@ class DecoderTask:
     settings: DecoderFacts
     provider: Provider = Provider.CPU
     """The execution provider that the graph is made for."""
+    prefill: bool = False
+    """Whether to make an 8-bit graph for prompts too."""
 
     resumable: ClassVar[bool] = True
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, cache: CacheType, provider: Provider = Provider.CPU) -> DecoderTask:
+    def open(
+        cls, checkpoint: Checkpoint, cache: CacheType, provider: Provider = Provider.CPU, *, prefill: bool = False
+    ) -> DecoderTask:
         """Read the facts of a checkpoint; `cache` is the type of the graph's KV cache."""
         tokenizer = load_tokenizer(checkpoint)
         facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), cache_type=cache)
         if provider is Provider.CUDA and facts.plain_attention:
             raise plain_attention_refused(checkpoint.name, checkpoint.architecture, facts.head_size)
-        return cls(checkpoint, tokenizer, facts, provider)
+        return cls(checkpoint, tokenizer, facts, provider, prefill)
 
     def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
         check_tokens(self.checkpoint.name, self.tokenizer, open_tokenizer(folder / TOKENIZER), self.settings)
@@ -135,9 +142,13 @@ class DecoderTask:
             convert_cache_to_float16(graph.graph)
         if precision is Precision.SOURCE:
             count, weights = len(list(linears(graph.graph))), folder.weights(EXACT)
-            exact = keep_blocks(graph, required(self.checkpoint.gguf), weights.keep)
+            gguf, prompts = required(self.checkpoint.gguf), graph.clone() if self.prefill else None
+            exact = keep_blocks(graph, gguf, weights.keep)
             store_weights(graph, weights, progress=work.progress)
-            return QuantizedGraph(graph, blocks=_blocks_of(graph, count, "source", exact))
+            blocks = _blocks_of(graph, count, "source", exact)
+            return self._with_prefill(
+                QuantizedGraph(graph, blocks=blocks), prompts, lambda rest: _keep_rest(rest, gguf, weights.keep), work
+            )
         if self._requantizes(precision):
             measure_source(graph, trial, required(self.checkpoint.gguf), reference, folder)
         trials = BlockTrials(graph, trial, folder, moments=self._moments_from(reference), progress=work.progress)
@@ -145,7 +156,25 @@ class DecoderTask:
         limit = None if threshold is None else min(threshold, MAX_KL[precision])
         recipe = trials.find(precision, limit, reference)
         made = trials.quantized(recipe)
-        return QuantizedGraph(made, blocks=_blocks_of(made, len(trials.inputs), recipe.rounding.value))
+        blocks = _blocks_of(made, len(trials.inputs), recipe.rounding.value)
+        prompts = graph.clone() if self.prefill else None
+        return self._with_prefill(
+            QuantizedGraph(made, blocks=blocks), prompts, partial(trials.quantize_rest, recipe), work
+        )
+
+    def _with_prefill(
+        self,
+        quantized: QuantizedGraph,
+        graph: ir.Model | None,
+        quantize_rest: Callable[[ir.Model], None],
+        work: Workspace,
+    ) -> QuantizedGraph:
+        """Add the 8-bit graph for prompts, made of a float32 `graph`; None for none."""
+        if graph is None:
+            return quantized
+        weights = WorkFolder(work.resumable).prefill_weights()
+        facts = make_prefill_graph(graph, quantize_rest, weights, progress=work.progress)
+        return dataclasses.replace(quantized, prefill=graph, prefill_facts=facts)
 
     def _requantizes(self, precision: Precision) -> bool:
         """Whether quantized weights that could be kept are requantized."""
@@ -183,6 +212,11 @@ class DecoderTask:
             certificate = certify_decoder(draft, reference, max_kl=threshold)
         source = source_figures(WorkFolder(work.resumable))
         return dataclasses.replace(certificate, figures={**certificate.figures, **source})
+
+
+def _keep_rest(graph: ir.Model, gguf: Path, keep: Keep) -> None:
+    """Let what is float32 still in a graph read its GGUF file's blocks."""
+    keep_blocks(graph, gguf, keep)
 
 
 def _quantized_bytes(graph: ir.Model, precision: Precision, provider: Provider) -> int:

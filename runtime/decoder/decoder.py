@@ -11,11 +11,12 @@ from threading import Lock
 from typing import Unpack
 
 from ..arguments import checked_integer, takes_keywords
-from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
+from ..bundle.bundle import GRAPH, PREFILL_GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
 from ..bundle.manifest import GenerationDefaults, Kind, Provider
+from ..bundle.records import choice
 from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
 from ..session.closing import Closable
 from ..session.config import SessionConfig
@@ -27,6 +28,7 @@ from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.opening import check_opening
+from ..session.session import Session
 from ..text.chat_template import ChatTemplate
 from ..text.control_tokens import ControlTokens
 from ..text.detokenizer import Detokenizer, Vocabulary
@@ -46,6 +48,7 @@ from .grammar import Grammar, GrammarCompiler
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
+from .prefill_choice import PrefillChoice, takes_int8_prefill
 from .prompt import Prompt, begun, checked_id, checked_max_tokens
 from .prompt_cache import identity_of
 from .sampler import Sampling
@@ -80,6 +83,8 @@ class DecoderPlan:
     """Its version."""
     cpu_class: CpuClass
     """The class of this machine's CPU, on which speed depends."""
+    prefill: PrefillChoice
+    """`int8`: prompts go through the bundle's 8-bit graph; `none`: through the one that decodes."""
 
 
 class Decoder(Closable):
@@ -129,6 +134,7 @@ class Decoder(Closable):
         threads: int | None = None,
         context: int | None = None,
         max_memory: int | None = None,
+        prefill: PrefillChoice | str = PrefillChoice.AUTO,
     ) -> None:
         """Open a bundle.
 
@@ -136,6 +142,8 @@ class Decoder(Closable):
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
         `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
         environment variable ORTKIT_MAX_MEMORY, or none. `plan.fits` says how many tokens fit; answers do not change.
+        `prefill` is for bundles with an 8-bit graph for prompts: `auto` uses it where it is faster on this CPU and
+        there is memory for it, which `plan.prefill` tells, `int8` always and `none` never. Answers may differ by it.
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
         OutOfMemoryError.
         """
@@ -146,7 +154,7 @@ class Decoder(Closable):
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `decoder`")
         self.facts = manifest.decoder
         """Architecture, special tokens and chat template, from the manifest."""
-        self._identity = identity_of(self.bundle)
+        asked = choice(PrefillChoice, prefill, "prefill")
         if threads is not None and checked_integer(threads, "threads") > _MOST_THREADS:
             raise InputError(
                 f"`threads` must be at most {_MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
@@ -176,12 +184,19 @@ class Decoder(Closable):
         on_cpu = self.bundle.provider is Provider.CPU
         limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
         config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
+        prompts = config.for_prefill() if takes_int8_prefill(self.bundle, asked, limit) else None
+        self._identity = identity_of(self.bundle, int8_prefill=prompts is not None)
         if limit is not None:
-            check_opening(limit, self.bundle, config)
+            check_opening(limit, self.bundle, config, prefill=prompts)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
         self.session = shared_session(self.bundle.file(GRAPH), config)
         check_interface(self.session, self.facts)
+        self.prefill_session: Session | None = None
+        """The session of the 8-bit graph that prompts go through; None where they go through `session`."""
+        if prompts is not None:
+            self.prefill_session = shared_session(self.bundle.file(PREFILL_GRAPH), prompts)
+            check_interface(self.prefill_session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = _default_sampling(self.facts.generation)
@@ -224,6 +239,7 @@ class Decoder(Closable):
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
             cpu_class=this_cpu_class(),
+            prefill=PrefillChoice.NONE if self.prefill_session is None else PrefillChoice.INT8,
         )
 
     @takes_keywords(GenerationOptions)
@@ -478,7 +494,7 @@ class Decoder(Closable):
         cache = self.new_cache() if cache is None else self._checked_cache(cache)
         max_tokens = self._checked_max_tokens(chosen.max_tokens, len(ids), cache)
         choice = self.token_choice(ids, chosen, max_tokens=max_tokens)
-        return Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
+        return Steps(self.runner(cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
 
     def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice:
         """The choice of the tokens that follow the prompt `ids`; raises InputError for an option that is not valid."""
@@ -542,6 +558,10 @@ class Decoder(Closable):
         memory = memory_of(self.session)
         return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
+    def runner(self, cache: KVCache) -> ModelRunner:
+        """What runs this model's graphs on a KV cache, for one answer."""
+        return ModelRunner(self.session, cache, self.prefill_session)
+
     def prefill(self, prompt: Prompt) -> KVCache:
         """Compute the KV cache of a prompt.
 
@@ -554,7 +574,7 @@ class Decoder(Closable):
         # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
         choice = TokenChoice(self.facts.vocabulary, max_tokens=1)
-        Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens).prefill()
+        Steps(self.runner(cache), ids, choice, run_tokens=self.run_tokens).prefill()
         return cache
 
     def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
