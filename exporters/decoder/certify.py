@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.folder import DraftBundle
-from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, Provider
+from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, PrefillChoice, Provider
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.decoder.golden import golden_answer
 from ...runtime.decoder.model_runner import ModelRunner
-from ...runtime.decoder.prefill_choice import PrefillChoice
 from ...runtime.errors import OrtkitError
 from ..certification.certificate import certificate_of
 from ..certification.probe import probe_texts
@@ -151,9 +150,9 @@ def prefill_figures(
     # Written so that NaN fails too.
     if not found.kl <= largest:
         raise OrtkitError(
-            f"with its 8-bit graph for prompts the exported `{bundle.manifest.name}` differs from PyTorch: KL divergence "
-            f"{found.kl:.5f} on average over the probe set, and {bundle.manifest.precision.value} must stay within "
-            f"{largest:g}",
+            f"with its 8-bit graph for prompts the exported `{bundle.manifest.name}` differs from PyTorch: KL "
+            f"divergence {found.kl:.5f} on average over the probe set, and {bundle.manifest.precision.value} must "
+            f"stay within {largest:g}",
             hint="no bundle was written; leave out `--prefill`",
         )
     return {"prefill_kl_mean": found.kl, "prefill_top1_agreement": found.top}

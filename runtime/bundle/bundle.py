@@ -135,7 +135,7 @@ class Bundle(BundleFolder):
                 )
         if manifest.prefill is not None and PREFILL_GRAPH not in manifest.files:
             raise BundleError(
-                f"the manifest of `{folder}` describes a graph for prompts, and `{PREFILL_GRAPH}` is not one of its files"
+                f"the manifest of `{folder}` describes the graph `{PREFILL_GRAPH}`, which is not one of its files"
             )
         files = {name: record.sha256 for name, record in manifest.files.items()}
         return cls(folder, manifest), files | {MANIFEST: hashlib.sha256(content).hexdigest()}

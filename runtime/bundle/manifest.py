@@ -78,6 +78,17 @@ class CacheType(StrEnum):
     FLOAT16 = "float16"
 
 
+class PrefillChoice(StrEnum):
+    """The graph that prompts go through."""
+
+    AUTO = "auto"
+    """The 8-bit one, where the bundle has one, it is faster on this class of CPU, and there is memory for it."""
+    INT8 = "int8"
+    """The 8-bit one; an error for a bundle without one."""
+    NONE = "none"
+    """The one that also decodes."""
+
+
 class Pooling(StrEnum):
     """How token embeddings are pooled to one embedding of the text."""
 

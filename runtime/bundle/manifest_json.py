@@ -83,7 +83,7 @@ def manifest_to_json(manifest: Manifest) -> str:
 
 
 def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `manifest.json`, without a release, ladder or prefill graph where it has none: old versions know none."""
+    """The JSON object of `manifest.json`, without what old versions do not know where it has none of it."""
     fields: dict[str, Any] = write_record(manifest)
     if manifest.release is None:
         del fields["release"]

@@ -15,7 +15,7 @@ from ..bundle.bundle import GRAPH, PREFILL_GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import GenerationDefaults, Kind, Provider
+from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, PrefillChoice, Provider
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
 from ..session.closing import Closable
@@ -48,7 +48,7 @@ from .grammar import Grammar, GrammarCompiler
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
-from .prefill_choice import PrefillChoice, takes_int8_prefill
+from .prefill_choice import takes_int8_prefill
 from .prompt import Prompt, begun, checked_id, checked_max_tokens
 from .prompt_cache import identity_of
 from .sampler import Sampling
@@ -162,17 +162,7 @@ class Decoder(Closable):
         most = self.facts.context_length
         if context is not None and not 2 <= checked_integer(context, "context", least=None) <= most:
             raise InputError(f"`context` must be from 2 to {most}, the model's context length, not {context}")
-        bos_id = self.facts.bos_id
-        if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
-            raise BundleError(
-                f"the manifest of `{self.bundle.path}` has the beginning-of-sequence token {bos_id}, and the "
-                f"vocabulary has {self.facts.vocabulary} tokens"
-            )
-        if manifest.inputs != decoder_inputs(self.facts.layers):
-            raise BundleError(
-                f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: the inputs of a decoder with "
-                f"{self.facts.layers} layers"
-            )
+        _check_manifest(self.bundle, self.facts)
         self.context = self.facts.context_length if context is None else context
         """Limit of prompt and answer together, in tokens."""
         self._cores = find_cores()
@@ -190,13 +180,9 @@ class Decoder(Closable):
             check_opening(limit, self.bundle, config, prefill=prompts)
         # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), config)
-        check_interface(self.session, self.facts)
-        self.prefill_session: Session | None = None
+        self.session = _opened(self.bundle, GRAPH, config, self.facts)
+        self.prefill_session = None if prompts is None else _opened(self.bundle, PREFILL_GRAPH, prompts, self.facts)
         """The session of the 8-bit graph that prompts go through; None where they go through `session`."""
-        if prompts is not None:
-            self.prefill_session = shared_session(self.bundle.file(PREFILL_GRAPH), prompts)
-            check_interface(self.prefill_session, self.facts)
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = _default_sampling(self.facts.generation)
@@ -660,6 +646,28 @@ class Decoder(Closable):
         if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
+
+
+def _check_manifest(bundle: BundleFolder, facts: DecoderFacts) -> None:
+    """Raise BundleError where a manifest contradicts itself."""
+    bos_id = facts.bos_id
+    if facts.add_bos and bos_id is not None and not 0 <= bos_id < facts.vocabulary:
+        raise BundleError(
+            f"the manifest of `{bundle.path}` has the beginning-of-sequence token {bos_id}, and the "
+            f"vocabulary has {facts.vocabulary} tokens"
+        )
+    if bundle.manifest.inputs != decoder_inputs(facts.layers):
+        raise BundleError(
+            f"`{bundle.path}` expects inputs {list(bundle.manifest.inputs)}; supported: the inputs of a decoder with "
+            f"{facts.layers} layers"
+        )
+
+
+def _opened(bundle: BundleFolder, graph: str, config: SessionConfig, facts: DecoderFacts) -> Session:
+    """The session of one of a bundle's graphs; raises BundleError where it is not that of its manifest."""
+    session = shared_session(bundle.file(graph), config)
+    check_interface(session, facts)
+    return session
 
 
 def _default_sampling(defaults: GenerationDefaults) -> Sampling:

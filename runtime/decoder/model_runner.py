@@ -130,8 +130,9 @@ class ModelRunner:
         self.options = load_onnxruntime().RunOptions()
 
     def run(self, ids: Sequence[int], positions: int = 1, *, session: Session | None = None) -> NDArray[np.float32]:
-        """Run on new tokens, with the graph of `session` or the decoding one: logits (positions, vocabulary) after each of the last `positions` of them.
+        """Run on new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
 
+        `session` has another graph than the one that decodes.
         The next run overwrites the array. Raises BundleError where the run fails or was stopped, and OutOfMemoryError;
         the tokens are not cached then. Raises InputError if another answer has begun to use the cache since the first
         run.

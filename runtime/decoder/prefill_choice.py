@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from ..bundle.bundle import PREFILL_GRAPH
 from ..bundle.folder import BundleFolder
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import Manifest, PrefillChoice
 from ..errors import InputError
 from ..session.cpu import int8_prefill_pays
 from ..session.cpu_class import this_cpu_class
@@ -16,17 +14,6 @@ from ..session.opening import size_to_open, size_to_open_prefill
 
 _SHARE = 4
 """What `auto` opens for prompts takes at most this part of the memory that the decoder's own graph leaves."""
-
-
-class PrefillChoice(StrEnum):
-    """The graph that prompts go through."""
-
-    AUTO = "auto"
-    """The 8-bit one, where the bundle has one, it is faster on this class of CPU, and there is memory for it."""
-    INT8 = "int8"
-    """The 8-bit one; an error for a bundle without one."""
-    NONE = "none"
-    """The one that also decodes."""
 
 
 def takes_int8_prefill(bundle: BundleFolder, chosen: PrefillChoice, limit: MemoryLimit | None) -> bool:

@@ -33,6 +33,7 @@ from .options import (
     literal_option,
     max_memory_option,
     once,
+    prefill_option,
     rates_option,
     threads_option,
 )
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
 @threads_option
 @context_option
 @max_memory_option
+@prefill_option
 @rates_option
 def ask(
     *,
@@ -120,6 +122,7 @@ def ask(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Answer a question from an index that `ortkit index` made, with numbered sources.
@@ -145,7 +148,7 @@ def ask(
 
     options = AnswerOptions.from_command_line()
     with open_input(source) as stream, Index.open(index, embedder=bundle) as opened:
-        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         answerer = Answerer(
             opened,

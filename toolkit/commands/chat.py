@@ -25,6 +25,7 @@ from .options import (
     context_option,
     literal_option,
     max_memory_option,
+    prefill_option,
     rates_option,
     system_option,
     threads_option,
@@ -59,6 +60,7 @@ from .options import (
 @threads_option
 @context_option
 @max_memory_option
+@prefill_option
 @rates_option
 def chat(
     *,
@@ -69,6 +71,7 @@ def chat(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Chat with a model in the terminal.
@@ -81,7 +84,7 @@ def chat(
 
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
-    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
     print_what_fits(decoder)
     typed = sys.stdin.isatty()
     session = ChatSession(

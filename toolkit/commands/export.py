@@ -91,8 +91,8 @@ if TYPE_CHECKING:
 @click.option(
     "--prefill",
     type=click.Choice([Precision.INT8.value]),
-    help="LLMs: add an 8-bit graph for prompts, which takes more disk and memory; prompts are faster with it on x86 with "
-    "VNNI.  [default: none]",
+    help="LLMs: add an 8-bit graph for prompts, which takes more disk and memory; prompts are faster with it on x86 "
+    "with VNNI.  [default: none]",
 )
 @click.option(
     "--kind",

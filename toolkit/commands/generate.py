@@ -35,6 +35,7 @@ from .options import (
     literal_option,
     max_memory_option,
     once,
+    prefill_option,
     rates_option,
     system_option,
     threads_option,
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
 @threads_option
 @context_option
 @max_memory_option
+@prefill_option
 @rates_option
 def generate(
     *,
@@ -127,6 +129,7 @@ def generate(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Generate text from a prompt: an argument, a file or a pipe.
@@ -152,7 +155,7 @@ def generate(
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
-        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         templated = uses_template(decoder, chat=chat, system=system)
         compiled = compile_grammar(decoder, follow)
