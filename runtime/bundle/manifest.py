@@ -82,7 +82,7 @@ class PrefillChoice(StrEnum):
     """The graph that prompts go through."""
 
     AUTO = "auto"
-    """The 8-bit one, where the bundle has one, it is faster on this class of CPU, and there is memory for it."""
+    """The 8-bit one, where the bundle has one and it is faster on this class of CPU."""
     INT8 = "int8"
     """The 8-bit one; an error for a bundle without one."""
     NONE = "none"

@@ -142,8 +142,8 @@ class Decoder(Closable):
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
         `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
         environment variable ORTKIT_MAX_MEMORY, or none. `plan.fits` says how many tokens fit; answers do not change.
-        `prefill` is for bundles with an 8-bit graph for prompts: `auto` uses it where it is faster on this CPU and
-        there is memory for it, which `plan.prefill` tells, `int8` always and `none` never. Answers may differ by it.
+        `prefill` is for bundles with an 8-bit graph for prompts: `auto` uses it where it is faster on this
+        class of CPU, as `plan.prefill` says, `int8` always and `none` never. Answers may differ by it, not by memory.
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
         OutOfMemoryError.
         """
@@ -174,7 +174,7 @@ class Decoder(Closable):
         on_cpu = self.bundle.provider is Provider.CPU
         limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
         config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
-        prompts = config.for_prefill() if takes_int8_prefill(self.bundle, asked, limit) else None
+        prompts = config.for_prefill() if takes_int8_prefill(self.bundle, asked) else None
         self._identity = identity_of(self.bundle, int8_prefill=prompts is not None)
         if limit is not None:
             check_opening(limit, self.bundle, config, prefill=prompts)

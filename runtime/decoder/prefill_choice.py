@@ -8,18 +8,13 @@ from ..bundle.manifest import Manifest, PrefillChoice
 from ..errors import InputError
 from ..session.cpu import int8_prefill_pays
 from ..session.cpu_class import this_cpu_class
-from ..session.memory import available_memory
-from ..session.memory_limit import MemoryLimit
-from ..session.opening import size_to_open, size_to_open_prefill
-
-_SHARE = 4
-"""What `auto` opens for prompts takes at most this part of the memory that the decoder's own graph leaves."""
 
 
-def takes_int8_prefill(bundle: BundleFolder, chosen: PrefillChoice, limit: MemoryLimit | None) -> bool:
+def takes_int8_prefill(bundle: BundleFolder, chosen: PrefillChoice) -> bool:
     """Whether prompts go through the bundle's 8-bit graph; raises InputError for `int8` where there is none.
 
-    It does not depend on the number of a prompt's tokens, so answers do not depend on how a prompt is split.
+    It depends neither on the number of a prompt's tokens nor on the memory that is free or that a limit leaves: answers
+    depend on neither. Where there is no memory for the graph, opening it is refused.
     """
     there = bundle.manifest.prefill is not None
     if chosen is PrefillChoice.INT8 and not there:
@@ -27,14 +22,9 @@ def takes_int8_prefill(bundle: BundleFolder, chosen: PrefillChoice, limit: Memor
             f"`{bundle.path}` has no 8-bit graph for prompts",
             hint="leave out `prefill`, or export the model again with `--prefill int8`",
         )
-    if chosen is not PrefillChoice.AUTO or not there:
-        return chosen is PrefillChoice.INT8
-    return int8_prefill_pays(this_cpu_class()) and _fits(bundle, limit)
-
-
-def _fits(bundle: BundleFolder, limit: MemoryLimit | None) -> bool:
-    free = available_memory() if limit is None else limit.left()
-    return free is None or size_to_open_prefill(bundle) <= (free - size_to_open(bundle)) // _SHARE
+    if chosen is PrefillChoice.AUTO:
+        return there and int8_prefill_pays(this_cpu_class())
+    return chosen is PrefillChoice.INT8
 
 
 def prefill_size(manifest: Manifest) -> int:

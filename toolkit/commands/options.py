@@ -85,7 +85,7 @@ context_option = click.option(
 )
 _PREFILL_HELP = (
     "Bundles of `export --prefill int8`: run prompts through the 8-bit graph, or (none) through the one that decodes. "
-    "auto: the 8-bit one where it is faster on this CPU and there is memory for it.  [default: auto]"
+    "auto: the 8-bit one where it is faster on this class of CPU.  [default: auto]"
 )
 _PREFILLS = click.Choice([choice.value for choice in PrefillChoice])
 prefill_option = click.option("--prefill", type=_PREFILLS, default="auto", help=_PREFILL_HELP)
