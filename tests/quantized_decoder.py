@@ -133,9 +133,8 @@ class _Graph:
         peak = self.node("ReduceMax", [self.node("Abs", [x], [f"{name}.abs"]), "last"], [f"{name}.peak"], keepdims=1)
         scale = self.node("Mul", [peak, "share"], [f"{name}.scale"])
         by_token = self.node("Reshape", [scale, "last"], [f"{name}.tokens"])
-        middles = self.node(
-            "Expand", ["middle", self.node("Shape", [by_token], [f"{name}.count"])], [f"{name}.middles"]
-        )
+        count = self.node("Shape", [by_token], [f"{name}.count"])
+        middles = self.node("Expand", ["middle", count], [f"{name}.middles"])
         rows = self.node("QuantizeLinear", [x, by_token, middles], [f"{name}.rows"], axis=1)
         inputs = [rows, f"{name}.int8", "unit", f"{name}.units", "middle"]
         return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, [f"{name}.sums"]), scale], [name])

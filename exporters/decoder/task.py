@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER
+from ...runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import (
     CacheType,
@@ -158,6 +158,8 @@ class DecoderTask:
         made = trials.quantized(recipe)
         blocks = _blocks_of(made, len(trials.inputs), recipe.rounding.value)
         prompts = graph.clone() if self.prefill else None
+        # The last graph that was measured; onnx_ir reads no file that has two names.
+        (trial.path / GRAPH_DATA).unlink(missing_ok=True)
         return self._with_prefill(
             QuantizedGraph(made, blocks=blocks), prompts, partial(trials.quantize_rest, recipe), work
         )

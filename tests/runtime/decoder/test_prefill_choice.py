@@ -15,7 +15,7 @@ from ortkit.runtime.bundle.manifest import PrefillChoice
 from ortkit.runtime.bundle.manifest_json import manifest_from_json, manifest_to_json
 from ortkit.runtime.decoder import prefill_choice
 from ortkit.runtime.decoder.memory_estimate import footprint_of
-from ortkit.runtime.session import cpu
+from ortkit.runtime.session import cpu, memory_limit
 from ortkit.runtime.session.cpu_class import CpuClass
 from ortkit.runtime.session.memory import mebibytes
 from ortkit.runtime.session.opening import size_to_open, size_to_open_prefill
@@ -119,9 +119,8 @@ def test_the_memory_of_the_graph_is_counted(bundle: Bundle, without: Bundle) -> 
     assert found.lengths[0].total == less.lengths[0].total + size
 
 
-def test_opening_within_a_limit_says_how_to_do_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ortkit.runtime.session import memory_limit
-
+def test_opening_within_a_limit_says_how_to_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_quantized(tmp_path / "small", prefill=True)
     monkeypatch.setattr(memory_limit, "resident_memory", lambda: 0)
     limit = memory_limit.MARGIN + size_to_open(bundle) + size_to_open_prefill(bundle) - 1
     with pytest.raises(OutOfMemoryError, match="opening") as raised:
@@ -138,7 +137,7 @@ def test_inspect_shows_the_graph_and_its_memory(bundle: Bundle, ortkit: Callable
     assert "prompts      through the " in shown
 
 
-def test_a_manifest_that_describes_a_missing_graph_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_manifest_that_describes_a_missing_graph_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     write_quantized(folder, prefill=True)
     (folder / PREFILL_GRAPH).unlink()
@@ -152,3 +151,12 @@ def test_a_manifest_without_the_graph_is_as_before(bundle: Bundle, without: Bund
     """Older versions of ortkit read it."""
     assert "prefill" not in json.loads(manifest_to_json(without.manifest))
     assert manifest_from_json(manifest_to_json(bundle.manifest)) == bundle.manifest
+
+
+def test_a_manifest_for_another_provider_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cuda"
+    write_quantized(folder, prefill=True)
+    rehash(folder, lambda manifest: manifest.update(provider="cuda"))
+    with pytest.raises(BundleError, match="it has an 8-bit graph for prompts, which only decoders for `cpu`") as raised:
+        Decoder(folder)
+    assert raised.value.exit_code == 7
