@@ -114,7 +114,13 @@ class Batch(ClosableModel):
             self.context = shares.context
             """Limit of prompt and answer together, in tokens."""
             self._engine: Engine | None = Engine(
-                Slots(self.session, decoder.facts, rows=shares.rows, capacity=shares.context),
+                Slots(
+                    self.session,
+                    decoder.facts,
+                    rows=shares.rows,
+                    capacity=shares.context,
+                    prefill_session=decoder.prefill_session,
+                ),
                 PrefixStore(shares.prefix_bytes),
                 limit=self.slots,
                 waiting=waiting,

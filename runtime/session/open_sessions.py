@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Buckets
 from .bucket_sessions import BucketSessions
 from .config import SessionConfig
@@ -53,7 +52,7 @@ def shared_buckets(path: Path, config: SessionConfig, buckets: Buckets) -> Bucke
 
 def _files(path: Path) -> tuple[object, ...]:
     """What identifies a graph and its weights."""
-    data = path.with_name(GRAPH_DATA)
+    data = path.with_name(f"{path.name}.data")
     return (path.resolve(), *map(_state_of, [path, data] if data.exists() else [path]))
 
 

@@ -13,7 +13,6 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Layout, Provider
 from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..output_path import native
@@ -275,7 +274,7 @@ def size_of_weights(path: Path, device: str = "cpu") -> int:
     On the CPU, weights in the graph's own file are read and then copied, as measured; external data is packed once.
     """
     copies = 2 if device == "cpu" else 1
-    data = path.with_name(GRAPH_DATA)
+    data = path.with_name(f"{path.name}.data")
     try:
         return copies * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     except OSError:

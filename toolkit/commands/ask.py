@@ -106,6 +106,7 @@ def ask(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Answer a question from an index that `ortkit index` made, with numbered sources.
@@ -131,7 +132,7 @@ def ask(
 
     options = AnswerOptions.from_command_line()
     with open_input(source) as stream, Index.open(index, embedder=bundle) as opened:
-        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         answerer = Answerer(
             opened,

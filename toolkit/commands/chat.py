@@ -63,6 +63,7 @@ def chat(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Chat with a model in the terminal.
@@ -75,7 +76,7 @@ def chat(
 
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
-    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
     print_what_fits(decoder)
     typed = sys.stdin.isatty()
     session = ChatSession(

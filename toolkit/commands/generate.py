@@ -121,6 +121,7 @@ def generate(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Generate text from a prompt: an argument, a file or a pipe.
@@ -146,7 +147,7 @@ def generate(
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
-        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         templated = uses_template(decoder, chat=chat, system=system)
         compiled = compile_grammar(decoder, follow)

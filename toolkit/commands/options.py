@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ...runtime.arguments import size_of
+from ...runtime.bundle.manifest import PrefillChoice
 from ...runtime.errors import InputError
 from ..io.answer_options import META_KEY
 from ..io.input_format import InputFormat, as_typed
@@ -83,6 +84,13 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=int, metavar="N", help="Limit of prompt and answer together, in tokens.  [default: the model's]"
 )
+_PREFILL_HELP = (
+    "Bundles of `export --prefill int8`: run prompts through the 8-bit graph, or (none) through the one that decodes. "
+    "auto: the 8-bit one where it is faster on this class of CPU.  [default: auto]"
+)
+_PREFILLS = click.Choice([choice.value for choice in PrefillChoice])
+prefill_option = click.option("--prefill", type=_PREFILLS, default="auto", help=_PREFILL_HELP)
+prefill_setting_option = click.option("--prefill", type=_PREFILLS, help=_PREFILL_HELP)
 rates_option = click.option(
     "--rates", is_flag=True, help="Print token counts and speed to stderr (always printed on a terminal)."
 )
@@ -97,7 +105,7 @@ def _with_options(command: Function, options: Sequence[Callable[[Function], Func
 
 def decoder_options(command: Function) -> Function:
     """Add the options of a process that runs an LLM."""
-    return _with_options(command, [threads_option, context_option, max_memory_option, rates_option])
+    return _with_options(command, [threads_option, context_option, max_memory_option, prefill_option, rates_option])
 
 
 def release_option(help_text: str) -> Callable[[Function], Function]:
@@ -120,7 +128,7 @@ SAMPLING_OPTIONS = (
     "--temperature --top-k --top-p --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed"
 )
 LENGTH_OPTIONS = "--max-tokens --stop --context"
-PERFORMANCE_OPTIONS = "--threads --max-memory --lookup --rates"
+PERFORMANCE_OPTIONS = "--threads --max-memory --prefill --lookup --rates"
 """Sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",
