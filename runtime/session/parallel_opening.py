@@ -28,7 +28,7 @@ def open_in_parallel(
         released.wait()
         try:
             open_tokenizer()
-        # Also `tokenizers`' panics, which are no Exceptions; all are raised in the caller's thread.
+        # Also panics of `tokenizers`, which derive from BaseException; all are raised in the caller's thread.
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
 

@@ -152,7 +152,7 @@ def with_tokenizer(bundle: Bundle, target: Path, content: bytes) -> Path:
     return target
 
 
-def test_a_file_that_is_no_tokenizer_is_the_same_error(
+def test_an_invalid_tokenizer_is_the_same_error(
     written: tuple[Bundle, TinyDecoder], tiny_bundle: Bundle, tmp_path: Path, ortkit: Callable[..., Finished]
 ) -> None:
     for bundle, command in ((written[0], "generate"), (tiny_bundle, "embed")):
