@@ -179,6 +179,9 @@ def contestants_of(options: argparse.Namespace) -> tuple[list[Contestant], list[
     if options.source_bundle is not None:
         name = ortkit_name(options.source_bundle, MODEL)
         found.append(Contestant(name, System.ORTKIT, options.source_bundle.absolute()))
+    if options.prefill_bundle is not None:
+        name = f"{ortkit_name(options.prefill_bundle, MODEL)}, int8 prefill"
+        found.append(Contestant(name, System.ORTKIT, options.prefill_bundle.absolute()))
     missing = []
     for system in map(System, options.only):
         if system is System.TORCH:
@@ -400,6 +403,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="an int4 bundle")
     parser.add_argument("--source-bundle", type=Path, help="one with the file's own blocks, measured beside it")
+    parser.add_argument("--prefill-bundle", type=Path, help="one with an 8-bit graph for prompts, measured beside it")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the virtual environment of the peers")
     add_only(parser, PEERS_OF_ORTKIT)
     parser.add_argument("--threads", type=int, default=2)

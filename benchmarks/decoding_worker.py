@@ -63,13 +63,11 @@ class Ortkit:
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
         from ortkit.runtime.decoder.generation import Steps
-        from ortkit.runtime.decoder.model_runner import ModelRunner
         from ortkit.runtime.decoder.token_choice import TokenChoice
 
         decoder = self.decoder
-        forward = ModelRunner(decoder.session, decoder.new_cache())
         choice = TokenChoice(decoder.facts.vocabulary, max_tokens=new)
-        steps = Steps(forward, ids, choice, run_tokens=decoder.run_tokens)
+        steps = Steps(decoder.runner(decoder.new_cache()), ids, choice, run_tokens=decoder.run_tokens)
         for step in steps:
             yield step.id
 

@@ -21,6 +21,7 @@ HELD_OUT = ("networkx",)
 """Of another field than the rest: what is asked about it says whether the training carries over."""
 PROJECTS = {"sklearn": "scikit-learn"}
 """Packages whose distribution has another name."""
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SUMMARY_WORDS = range(4, 26)
 PASSAGE_WORDS = 40
 FEWEST_WORDS = 15
@@ -73,10 +74,13 @@ def docstrings_of(package: str) -> Iterator[str]:
         if any(part.startswith("test") for part in path.relative_to(root).parts):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                docstring = ast.get_docstring(node)
-                if docstring:
-                    yield docstring
+            if docstring := docstring_of(node):
+                yield docstring
+
+
+def docstring_of(node: ast.AST) -> str | None:
+    """The docstring of a module, class or function; None for one without, and for other nodes."""
+    return ast.get_docstring(node) if isinstance(node, (ast.Module, *DEFINITIONS)) else None
 
 
 def item_of(docstring: str, choose: Random) -> KnownItem | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.accuracy import PASSAGES, QUESTIONS, question_set
+from benchmarks.docstrings import DEFINITIONS, docstring_of
 
 SEED = 23
 FEWEST_QUERY_WORDS, MOST_QUERY_WORDS = 3, 30
@@ -158,16 +159,13 @@ def docstrings_of(source: str) -> Iterator[tuple[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's escapes in strings
         tree = ast.parse(source)
-    documentable = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     parts: list[tuple[str, ast.AST]] = [("", tree)]
     while parts:
         prefix, node = parts.pop()
-        if isinstance(node, documentable):
-            docstring = ast.get_docstring(node)
-            if docstring:
-                yield prefix, docstring
+        if docstring := docstring_of(node):
+            yield prefix, docstring
         for child in ast.iter_child_nodes(node):
-            own = f".{child.name}" if isinstance(child, documentable[1:]) else ""
+            own = f".{child.name}" if isinstance(child, DEFINITIONS) else ""
             parts.append((f"{prefix}{own}", child))
 
 

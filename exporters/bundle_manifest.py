@@ -65,6 +65,7 @@ def make_manifest(
         decoder=facts.decoder,
         quantization=None if quantized is None else quantized.quantization,
         blocks=None if quantized is None else quantized.blocks,
+        prefill=None if quantized is None else quantized.prefill_facts,
         certificate=certificate,
         requires={ONNXRUNTIME: OLDEST_COREML if plan.provider is Provider.COREML else OLDEST_ONNXRUNTIME},
         layout=_layout_of(plan),

@@ -45,6 +45,7 @@ def export(
     min_tau: float | None = None,
     max_kl: float | None = None,
     cache: CacheType | str | None = None,
+    prefill: Precision | str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a model to a bundle, and certify it against the publisher's library.
@@ -71,6 +72,8 @@ def export(
         cache: the type of a decoder's KV cache, on the CPU by default float32: float16 takes half of the memory, for
             int8, int4 and source, and is slower; int8 takes a quarter, and after long prompts, which are slower, new
             tokens are faster. On CUDA it is float16.
+        prefill: `int8` adds a second graph of a decoder for prompts, with 8-bit weights and activations: where the CPU
+            has VNNI, prompts are about 1.7 times as fast, for 2.5 times the size of an int4 bundle.
         progress: shows what the export does; by default nothing is shown.
 
     Raises:
@@ -100,6 +103,7 @@ def export(
         _chosen(CacheType, cache, "cache"),
         _checked_thresholds(min_cosine, min_tau, max_kl),
         choice(Provider, provider, "provider"),
+        _chosen(Precision, prefill, "prefill"),
     )
     _check_working_directory()
     if os.path.exists(source):  # noqa: PTH110 - a name of the catalog or the Hub is not a path
@@ -192,6 +196,8 @@ def bundle_name(model: str, plan: ExportPlan) -> str:
     parts = [model, plan.precision.value]
     if plan.kind is Kind.DECODER and plan.cache is not SUPPORT[plan.provider].caches[plan.precision][0]:
         parts.append(f"{plan.cache.value}-cache")
+    if plan.prefill:
+        parts.append("int8-prefill")
     if plan.provider is not Provider.CPU:
         parts.append(plan.provider.value)
     return "-".join(parts)

@@ -23,6 +23,9 @@ from .providers.support import SUPPORT, check_architecture, check_head, check_su
 _THRESHOLD_OPTIONS = {Kind.EMBEDDER: "min_cosine", Kind.RERANKER: "min_tau", Kind.DECODER: "max_kl"}
 """The option that sets the accuracy threshold, by kind."""
 
+PREFILL_PRECISIONS = (Precision.INT4, Precision.INT8, Precision.SOURCE)
+"""Precisions of decoders that can have an 8-bit graph for prompts: those whose own matmuls are quantized block-wise."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -34,6 +37,8 @@ class ExportOptions:
     thresholds: Mapping[Kind, float | None]
     """Accuracy that a bundle must reach, by the kind of model that the measure is for."""
     provider: Provider = Provider.CPU
+    prefill: Precision | None = None
+    """Precision of a second graph of a decoder, for prompts; None for none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class ExportPlan:
     """What the checkpoint's files say of an embedder; None for other kinds."""
     cross_encoder: CrossEncoderFiles | None = None
     """What they say of a reranker."""
+    prefill: bool = False
+    """Whether a decoder gets an 8-bit graph for prompts."""
 
 
 def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
@@ -67,9 +74,10 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     precision = options.precision or default_precision(checkpoint, kind, provider)
     check_precision(checkpoint, kind, precision, provider)
     cache = checked_cache(kind, precision, options.cache, provider)
+    prefill = checked_prefill(kind, precision, options.prefill, provider)
     # A GGUF file was checked when its header was read.
     if checkpoint.gguf is not None:
-        return ExportPlan(kind, precision, cache, threshold, provider)
+        return ExportPlan(kind, precision, cache, threshold, provider, prefill=prefill)
     check_architecture(provider, checkpoint.name, checkpoint.architecture.name)
     check_kind(checkpoint, kind)
     max_length(checkpoint)
@@ -82,7 +90,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
         generation_defaults(checkpoint)
         if provider is Provider.CUDA:
             check_attention(checkpoint.name, checkpoint.architecture, checkpoint.config)
-    return ExportPlan(kind, precision, cache, threshold, provider, embedder, cross_encoder)
+    return ExportPlan(kind, precision, cache, threshold, provider, embedder, cross_encoder, prefill)
 
 
 def check_for_catalog(name: str, options: ExportOptions) -> None:
@@ -169,3 +177,28 @@ def checked_cache(
         f"{what} has a {only.value} KV cache only",
         hint=f"leave out `--cache`, or choose one of {others}" if others else "leave out `--cache`",
     )
+
+
+def checked_prefill(
+    kind: Kind, precision: Precision, prefill: Precision | None, provider: Provider = Provider.CPU
+) -> bool:
+    """Whether a decoder gets an 8-bit graph for prompts; raises InputError where it cannot have one."""
+    if prefill is None:
+        return False
+    hint = "leave out `--prefill`"
+    if prefill is not Precision.INT8:
+        raise InputError(f"`prefill` must be `int8`, not `{prefill.value}`", hint=f"{hint}, or choose `int8`")
+    if kind is not Kind.DECODER:
+        raise InputError(f"`prefill` is for decoders, and this is {kind.articled}", hint=hint)
+    if provider is not Provider.CPU:
+        raise InputError(
+            f"an 8-bit graph for prompts is for the CPU, and this graph is for `{provider.value}`",
+            hint=f"{hint}, or use `--provider cpu`",
+        )
+    if precision not in PREFILL_PRECISIONS:
+        others = ", ".join(f"`{one.value}`" for one in PREFILL_PRECISIONS)
+        raise InputError(
+            f"a graph in `{precision.value}` has no 8-bit graph for prompts",
+            hint=f"{hint}, or choose one of {others}",
+        )
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..runtime.bundle.bundle import TOKENIZER, Bundle
+from ..runtime.bundle.bundle import PREFILL_GRAPH, TOKENIZER, Bundle
 from ..runtime.bundle.folder import DraftBundle
 from ..runtime.bundle.manifest import Manifest, Precision
 from ..runtime.bundle.manifest_json import manifest_to_json
@@ -22,6 +22,8 @@ from .checkpoint.files import license_files
 from .checkpoint.hashed_file import check_unchanged
 from .gguf.file import described_checkpoint
 from .gguf.metadata import open_gguf
+from .graph.external_data import weights_file, write_stored_graph
+from .graph.nodes import required
 from .models.tokenizer import bundle_tokenizer
 from .models.weights_format import with_format
 from .options import ExportPlan
@@ -68,6 +70,9 @@ def convert(found: Checkpoint, plan: ExportPlan, writer: BundleWriter, progress:
             ):
                 quantized = task.quantize(graph, trial, reference, plan.threshold, work)
         task.write(quantized.graph, writer.folder, work)
+        if quantized.prefill is not None:
+            weights = required(weights_file(quantized.prefill))
+            write_stored_graph(quantized.prefill, weights, writer.folder / PREFILL_GRAPH)
         draft = DraftBundle(writer.folder, make_manifest(checkpoint, plan, facts, graph, quantized))
         with stage(progress, "certify against PyTorch"):
             certificate = task.certify(draft, reference, plan.threshold, work)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ..runtime.bundle.manifest import (
     DecoderFacts,
     EmbedderFacts,
+    PrefillGraph,
     Quantization,
     RerankerFacts,
     TokenizerFacts,
@@ -46,5 +47,8 @@ class QuantizedGraph:
     graph: ir.Model
     quantization: Quantization | None = None
     """Of an int8 encoder."""
+    prefill: ir.Model | None = None
+    """The 8-bit graph for prompts of a decoder, its weights in a file, where it was asked for."""
+    prefill_facts: PrefillGraph | None = None
     blocks: WeightBlocks | None = None
     """Of a decoder whose weights are quantized block-wise."""

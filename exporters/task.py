@@ -64,7 +64,7 @@ def task_of(checkpoint: Checkpoint, plan: ExportPlan) -> Task[Any]:
     if plan.kind is Kind.DECODER:
         from .decoder.task import DecoderTask  # noqa: PLC0415
 
-        return DecoderTask.open(checkpoint, plan.cache, plan.provider)
+        return DecoderTask.open(checkpoint, plan.cache, plan.provider, prefill=plan.prefill)
     if plan.kind is Kind.RERANKER:
         from .encoder.reranker_task import RerankerTask  # noqa: PLC0415
 

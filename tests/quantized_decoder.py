@@ -9,12 +9,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ortkit import Bundle, Kind, Manifest, Precision, Provider
-from ortkit.runtime.bundle.bundle import GRAPH, TOKENIZER
+from ortkit.runtime.bundle.bundle import GRAPH, PREFILL_GRAPH, TOKENIZER
 from ortkit.runtime.bundle.graph_io import decoder_inputs, decoder_outputs
 from ortkit.runtime.bundle.manifest import (
     SCHEMA,
     DecoderFacts,
     GenerationDefaults,
+    PrefillGraph,
     Source,
     TokenizerFacts,
     WeightBlocks,
@@ -27,9 +28,15 @@ LAYERS, WIDTH, CONTEXT = 2, 512, 1024
 
 
 def write_quantized(
-    target: Path, *, block: int = 64, bits: int = 4, head_size: int = 64, window: int | None = None
+    target: Path,
+    *,
+    block: int = 64,
+    bits: int = 4,
+    head_size: int = 64,
+    window: int | None = None,
+    prefill: bool = False,
 ) -> Bundle:
-    """The bundle; `block` is the group size of its weights."""
+    """The bundle; `block` is the group size of its weights, and `prefill` adds an 8-bit graph for prompts."""
     with BundleWriter(target) as writer:
         vocabulary = write_tokenizer(writer.folder / TOKENIZER).get_vocab_size()
         facts = DecoderFacts(
@@ -46,6 +53,8 @@ def write_quantized(
             generation=GenerationDefaults(),
         )
         onnx.save(_Graph(facts, block, bits).model(), writer.folder / GRAPH)
+        if prefill:
+            onnx.save(_Graph(facts, block, bits, int8=True).model(), writer.folder / PREFILL_GRAPH)
         manifest = Manifest(
             schema=SCHEMA,
             kind=Kind.DECODER,
@@ -62,21 +71,25 @@ def write_quantized(
             made_with={},
             decoder=facts,
             blocks=WeightBlocks(2 * LAYERS + 1, 0, bits, bits, block, block, symmetric=False, rounding="nearest"),
+            prefill=PrefillGraph(2 * LAYERS) if prefill else None,
         )
         return writer.commit(manifest)
+
+
+_CONTRIBUTED = {"GroupQueryAttention", "MatMulNBits", "MatMulIntegerToFloat"}
 
 
 class _Graph:
     """The graph, part by part."""
 
-    def __init__(self, facts: DecoderFacts, block: int, bits: int) -> None:
-        self.facts, self.block, self.bits = facts, block, bits
+    def __init__(self, facts: DecoderFacts, block: int, bits: int, *, int8: bool = False) -> None:
+        self.facts, self.block, self.bits, self.int8 = facts, block, bits, int8
         self.random = np.random.default_rng(5)
         self.constants: dict[str, np.ndarray] = {}
         self.nodes: list[onnx.NodeProto] = []
 
     def node(self, operator: str, inputs: list[str], outputs: list[str], **attributes: object) -> str:
-        domain = "" if operator in {"Gather", "Add", "SimplifiedLayerNormalization"} else "com.microsoft"
+        domain = "com.microsoft" if operator in _CONTRIBUTED else ""
         self.nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
         return outputs[0]
 
@@ -89,6 +102,8 @@ class _Graph:
             ),
             f"{name}.scales": (self.random.random(width * groups).astype(np.float32) + 0.5) / (4 * levels),
         }
+        if self.int8 and name != "logits":
+            return self.int8_matmul(name, x)
         inputs = [x, f"{name}.levels", f"{name}.scales"]
         return self.node(
             "MatMulNBits",
@@ -100,6 +115,29 @@ class _Graph:
             block_size=self.block,
             accuracy_level=4,
         )
+
+    def int8_matmul(self, name: str, x: str) -> str:
+        """The same layer with 4-bit weights rounded to int8, a scale per output and per token."""
+        packed, scales = self.constants.pop(f"{name}.levels"), self.constants.pop(f"{name}.scales")
+        levels = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).astype(np.float32)
+        weight = (levels - 8) * np.repeat(scales, self.block).reshape(levels.shape)
+        unit = np.abs(weight).max(axis=1) / 127
+        self.constants |= {
+            f"{name}.int8": np.ascontiguousarray(np.rint(weight / unit[:, None]).astype(np.int8).T),
+            f"{name}.units": unit.astype(np.float32),
+            "last": np.array([-1], np.int64),
+            "share": np.array(1 / 127, np.float32),
+            "middle": np.array(128, np.uint8),
+            "unit": np.array(1, np.float32),
+        }
+        peak = self.node("ReduceMax", [self.node("Abs", [x], [f"{name}.abs"]), "last"], [f"{name}.peak"], keepdims=1)
+        scale = self.node("Mul", [peak, "share"], [f"{name}.scale"])
+        by_token = self.node("Reshape", [scale, "last"], [f"{name}.tokens"])
+        count = self.node("Shape", [by_token], [f"{name}.count"])
+        middles = self.node("Expand", ["middle", count], [f"{name}.middles"])
+        rows = self.node("QuantizeLinear", [x, by_token, middles], [f"{name}.rows"], axis=1)
+        inputs = [rows, f"{name}.int8", "unit", f"{name}.units", "middle"]
+        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, [f"{name}.sums"]), scale], [name])
 
     def norm(self, x: str, name: str) -> str:
         return self.node("SimplifiedLayerNormalization", [x, "one"], [name], axis=-1, epsilon=1e-5)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.folder import DraftBundle
-from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, Provider
+from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, PrefillChoice, Provider
 from ...runtime.decoder.decoder import Decoder
 from ...runtime.decoder.golden import golden_answer
 from ...runtime.decoder.model_runner import ModelRunner
@@ -54,6 +54,10 @@ class DecoderAgreement:
     """Perplexity divided by PyTorch's."""
 
 
+Logprobs = Callable[[Decoder, Iterable[Sequence[int]]], Iterable[NDArray[np.float32]]]
+"""A bundle's log-probabilities (tokens, vocabulary) of the next token, for each window."""
+
+
 def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Iterable[NDArray[np.float32]]:
     """Yield a bundle's log-probabilities for each window; each array is overwritten by the next."""
     cache = decoder.new_cache()
@@ -62,10 +66,26 @@ def bundle_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Itera
         yield log_softmax(ModelRunner(decoder.session, cache).run(window, len(window)))
 
 
-def agreement_with(decoder: Decoder, reference: DecoderReference) -> DecoderAgreement:
+def prefilled_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> Iterable[NDArray[np.float32]]:
+    """Yield the same where the first half of each window is a prompt, and the second half an answer to it.
+
+    The prompt goes through the 8-bit graph, the rest through the one that decodes, with the KV cache of the prompt.
+    """
+    cache = decoder.new_cache()
+    for window in windows:
+        cache.rewind(0)
+        runner, half = decoder.runner(cache), (len(window) + 1) // 2
+        prompt = runner.run(window[:half], half, session=runner.prefill_session).copy()
+        rest = runner.run(window[half:], len(window) - half)
+        yield log_softmax(np.concatenate([prompt, rest]))
+
+
+def agreement_with(
+    decoder: Decoder, reference: DecoderReference, logprobs: Logprobs = bundle_logprobs
+) -> DecoderAgreement:
     """Compare a bundle's next-token probabilities with PyTorch's on the probe set."""
     divergences, same, surprises, expected_surprises = [], [], [], []
-    found = bundle_logprobs(decoder, counted(reference.windows, "texts"))
+    found = logprobs(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
         for start in range(0, len(window), _ROWS):
             these, those = expected[start : start + _ROWS], here[start : start + _ROWS]
@@ -95,7 +115,7 @@ def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl:
 
     Raises OrtkitError where the KL divergence exceeds `max_kl` or the threshold of the precision.
     """
-    decoder = Decoder(bundle)
+    decoder = Decoder(bundle, prefill=PrefillChoice.NONE)
     found = checked_agreement(decoder, reference, max_kl=max_kl)
     room = decoder.facts.context_length - len(reference.prompt)
     prose = reference.windows[0][len(reference.prompt) :][: min(_PROSE_TOKENS, room)]
@@ -113,7 +133,33 @@ def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl:
         "perplexity": found.perplexity,
         "perplexity_ratio": found.perplexity_ratio,
     }
+    if bundle.manifest.prefill is not None:
+        figures |= prefill_figures(bundle, reference, max_kl=max_kl)
     return certificate_of(probe_texts(), sum(map(len, reference.windows)), figures, (), golden)
+
+
+def prefill_figures(
+    bundle: DraftBundle, reference: DecoderReference, *, max_kl: float | None = None
+) -> dict[str, float]:
+    """Compare the path of prompts through the 8-bit graph, and of answers after them, with PyTorch.
+
+    Raises OrtkitError where the KL divergence exceeds the threshold of the bundle, which holds for this path too.
+    """
+    found = agreement_with(Decoder(bundle, prefill=PrefillChoice.INT8), reference, prefilled_logprobs)
+    largest = _largest_kl(bundle.manifest, max_kl)
+    # Written so that NaN fails too.
+    if not found.kl <= largest:
+        raise OrtkitError(
+            f"with its 8-bit graph for prompts the exported `{bundle.manifest.name}` differs from PyTorch: KL "
+            f"divergence {found.kl:.5f} on average over the probe set, and {bundle.manifest.precision.value} must "
+            f"stay within {largest:g}",
+            hint="no bundle was written; leave out `--prefill`",
+        )
+    return {"prefill_kl_mean": found.kl, "prefill_top1_agreement": found.top}
+
+
+def _largest_kl(manifest: Manifest, max_kl: float | None) -> float:
+    return min(MAX_KL[manifest.precision], max_kl or np.inf)
 
 
 def checked_agreement(
@@ -122,7 +168,7 @@ def checked_agreement(
     """Return `agreement_with`; raises OrtkitError where a threshold is not met."""
     manifest = decoder.bundle.manifest
     found = agreement_with(decoder, reference)
-    largest = min(MAX_KL[manifest.precision], max_kl or np.inf)
+    largest = _largest_kl(manifest, max_kl)
     # Written so that NaN fails too.
     if not found.kl <= largest:
         raise OrtkitError(

@@ -33,14 +33,18 @@ _NO_SINK = -1e30
 """A sink adds the exponential of this score to the denominator of the softmax: nothing."""
 
 
-def quantize_cache(model: ir.Model, draft: DraftBundle, windows: Sequence[Sequence[int]]) -> None:
+def quantize_cache(
+    model: ir.Model, draft: DraftBundle, windows: Sequence[Sequence[int]], *, prefill: ir.Model | None = None
+) -> None:
     """Quantize the KV cache of a graph whose weights are stored; `draft` describes it, and takes its files for a while.
 
-    `windows` are the token ids of the calibration texts.
+    `windows` are the token ids of the calibration texts. The graph for prompts, if there is one, has the same cache.
     """
     write_stored_graph(model, required(weights_file(model)), draft.path / GRAPH)
     magnitudes = cache_magnitudes(Decoder(draft), windows, list(map(_rotated_pairs, attentions(model.graph))))
-    convert_cache_to_int8(model.graph, magnitudes)
+    for made in (model, prefill):
+        if made is not None:
+            convert_cache_to_int8(made.graph, magnitudes)
 
 
 def cache_magnitudes(

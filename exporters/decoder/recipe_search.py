@@ -147,6 +147,10 @@ class BlockTrials:
             self._last = (recipe, made)
         return self._last[1]
 
+    def quantize_rest(self, recipe: BlockRecipe, graph: ir.Model) -> None:
+        """Quantize what is float32 still in a graph by a recipe, with the weights that `quantized` stored."""
+        quantize_decoder(graph, recipe, self._moments, store=self._work.weights(_key_of(recipe)))
+
     def divergence(self, recipe: BlockRecipe, expected: DecoderReference) -> float:
         """KL divergence from PyTorch; measured once, also when the export is interrupted and resumed."""
 

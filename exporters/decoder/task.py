@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.bundle.bundle import GRAPH, TOKENIZER
+from ...runtime.bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import (
     CacheType,
@@ -28,6 +29,7 @@ from ...runtime.errors import UnsupportedModelError
 from ...runtime.text.safe_tokenizer import open_tokenizer
 from ..checkpoint.checkpoint import Checkpoint
 from ..gguf.block_formats import BLOCK_READERS
+from ..graph.array_store import Keep
 from ..graph.external_data import need_space, store_weights, weights_bytes, weights_file, write_stored_graph
 from ..graph.float16 import check_hidden_states
 from ..graph.nodes import Linear, linears, required
@@ -44,6 +46,7 @@ from .float16 import convert_cache_to_float16, convert_to_float16
 from .int8_cache import quantize_cache
 from .lazy_model import LazyDecoder, open_decoder
 from .passes import share_embedding
+from .prefill import make_prefill_graph
 from .recipe_search import RECIPES, BlockTrials, default_recipe
 from .reference import MAX_PROBE_TOKENS, MAX_REFERENCE_LOGITS, DecoderReference, run_reference
 from .tracing import rebuild, trace
@@ -66,11 +69,15 @@ class DecoderTask:
     settings: DecoderFacts
     provider: Provider = Provider.CPU
     """The execution provider that the graph is made for."""
+    prefill: bool = False
+    """Whether to make an 8-bit graph for prompts too."""
 
     resumable: ClassVar[bool] = True
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, cache: CacheType, provider: Provider = Provider.CPU) -> DecoderTask:
+    def open(
+        cls, checkpoint: Checkpoint, cache: CacheType, provider: Provider = Provider.CPU, *, prefill: bool = False
+    ) -> DecoderTask:
         """Read the facts of a checkpoint; `cache` is the type of the graph's KV cache."""
         tokenizer = load_tokenizer(checkpoint)
         facts = dataclasses.replace(decoder_facts(checkpoint, tokenizer), cache_type=cache)
@@ -81,7 +88,7 @@ class DecoderTask:
                 f"`{checkpoint.name}` is exported with attention of plain operators, which has no int8 KV cache",
                 hint="use `--cache float16` for half of the memory, or leave out `--cache`",
             )
-        return cls(checkpoint, tokenizer, facts, provider)
+        return cls(checkpoint, tokenizer, facts, provider, prefill)
 
     def facts(self, tokenizer: TokenizerFacts, folder: Path) -> ModelFacts:
         check_tokens(self.checkpoint.name, self.tokenizer, open_tokenizer(folder / TOKENIZER), self.settings)
@@ -133,7 +140,7 @@ class DecoderTask:
         # Scales of the cache are measured once weights are final, and blocks are compared without it.
         exact = draft_of(graph, trial, trial.manifest.precision)
         made = self._quantize_weights(graph, exact, reference, threshold, work)
-        quantize_cache(made.graph, exact, calibration_windows(self.tokenizer, self.settings))
+        quantize_cache(made.graph, exact, calibration_windows(self.tokenizer, self.settings), prefill=made.prefill)
         return made
 
     def _quantize_weights(
@@ -158,9 +165,13 @@ class DecoderTask:
             convert_cache_to_float16(graph.graph)
         if precision is Precision.SOURCE:
             count, weights = len(list(linears(graph.graph))), folder.weights(EXACT)
-            exact = keep_blocks(graph, required(self.checkpoint.gguf), weights.keep)
+            gguf, prompts = required(self.checkpoint.gguf), graph.clone() if self.prefill else None
+            exact = keep_blocks(graph, gguf, weights.keep)
             store_weights(graph, weights, progress=work.progress)
-            return QuantizedGraph(graph, blocks=_blocks_of(graph, count, "source", exact))
+            blocks = _blocks_of(graph, count, "source", exact)
+            return self._with_prefill(
+                QuantizedGraph(graph, blocks=blocks), prompts, lambda rest: _keep_rest(rest, gguf, weights.keep), work
+            )
         if self._requantizes(precision):
             measure_source(graph, trial, required(self.checkpoint.gguf), reference, folder)
         trials = BlockTrials(graph, trial, folder, moments=self._moments_from(reference), progress=work.progress)
@@ -168,7 +179,27 @@ class DecoderTask:
         limit = None if threshold is None else min(threshold, MAX_KL[precision])
         recipe = trials.find(precision, limit, reference)
         made = trials.quantized(recipe)
-        return QuantizedGraph(made, blocks=_blocks_of(made, len(trials.inputs), recipe.rounding.value))
+        blocks = _blocks_of(made, len(trials.inputs), recipe.rounding.value)
+        prompts = graph.clone() if self.prefill else None
+        # The last graph that was measured; onnx_ir reads no file that has two names.
+        (trial.path / GRAPH_DATA).unlink(missing_ok=True)
+        return self._with_prefill(
+            QuantizedGraph(made, blocks=blocks), prompts, partial(trials.quantize_rest, recipe), work
+        )
+
+    def _with_prefill(
+        self,
+        quantized: QuantizedGraph,
+        graph: ir.Model | None,
+        quantize_rest: Callable[[ir.Model], None],
+        work: Workspace,
+    ) -> QuantizedGraph:
+        """Add the 8-bit graph for prompts, made of a float32 `graph`; None for none."""
+        if graph is None:
+            return quantized
+        weights = WorkFolder(work.resumable).prefill_weights()
+        facts = make_prefill_graph(graph, quantize_rest, weights, progress=work.progress)
+        return dataclasses.replace(quantized, prefill=graph, prefill_facts=facts)
 
     def _requantizes(self, precision: Precision) -> bool:
         """Whether quantized weights that could be kept are requantized."""
@@ -206,6 +237,11 @@ class DecoderTask:
             certificate = certify_decoder(draft, reference, max_kl=threshold)
         source = source_figures(WorkFolder(work.resumable))
         return dataclasses.replace(certificate, figures={**certificate.figures, **source})
+
+
+def _keep_rest(graph: ir.Model, gguf: Path, keep: Keep) -> None:
+    """Let what is float32 still in a graph read its GGUF file's blocks."""
+    keep_blocks(graph, gguf, keep)
 
 
 def _quantized_bytes(graph: ir.Model, precision: Precision, provider: Provider) -> int:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ...runtime.bundle.bundle import GRAPH_DATA
+from ...runtime.bundle.bundle import GRAPH_DATA, PREFILL_GRAPH
 from ...runtime.folder_size import bytes_in
 from ..graph.array_store import KeptArrays, remove
 
-_WEIGHTS, _SCRATCH = "weights", "scratch"
+_WEIGHTS, _PREFILL, _SCRATCH = "weights", "prefill", "scratch"
 EXACT = "exact"
 """Name of the weights that no recipe quantizes."""
 
@@ -43,6 +43,12 @@ class WorkFolder:
         folder = self.path / _WEIGHTS / name
         folder.mkdir(parents=True, exist_ok=True)
         return self._store(folder / GRAPH_DATA)
+
+    def prefill_weights(self) -> KeptArrays:
+        """Return the store for the weights of the graph for prompts."""
+        folder = self.path / _PREFILL
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._store(folder / f"{PREFILL_GRAPH}.data")
 
     def delete_weights_except(self, name: str) -> None:
         """Delete the weights of all other recipes."""

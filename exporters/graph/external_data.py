@@ -52,7 +52,7 @@ def weights_file(model: ir.Model) -> Path | None:
 def write_stored_graph(model: ir.Model, weights: Path, path: Path) -> None:
     """Write a graph whose weights are in the file `weights`, and that file beside it."""
     ir.save(model, path)
-    beside = path.with_name(GRAPH_DATA)
+    beside = path.with_name(f"{path.name}.data")
     beside.unlink(missing_ok=True)
     # Under another name too, so that what is done stays there until the bundle is whole.
     try:

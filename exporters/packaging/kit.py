@@ -34,7 +34,7 @@ from ...runtime.output_path import cannot_write, flush_folder, regular_target_of
 from ...runtime.pack.blob_store import Progress
 from ...runtime.pack.layout_writer import NewArtifact, NewLayer, write_layout
 from ...runtime.pack.oci_layout import Blob, OciLayout
-from ...runtime.trust.signature import SIGNATURE
+from ...runtime.trust.names import SIGNATURE
 from .kit_installer import installer_zip
 from .pack import artifact_of, read_digests
 from .sbom import Wheel, sbom_json, sbom_of_kit

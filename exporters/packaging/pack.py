@@ -23,7 +23,7 @@ from ...runtime.output_path import cannot_write, flush_folder, regular_target_of
 from ...runtime.pack.blob_store import Progress
 from ...runtime.pack.layout_writer import NewArtifact, NewLayer, layout_size, write_layout, write_layout_folder
 from ...runtime.pack.oci_layout import BUNDLE, DIGEST, Blob
-from ...runtime.trust.signature import SIGNATURE
+from ...runtime.trust.names import SIGNATURE
 from .sbom import sbom_json, sbom_of_bundle
 
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"

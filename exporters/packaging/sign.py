@@ -23,13 +23,12 @@ from ...runtime.bundle.manifest_json import json_of
 from ...runtime.errors import BundleError, InputError, NotFoundError, OutputError
 from ...runtime.output_path import cannot_write, flush_folder, replacing, try_lock
 from ...runtime.trust.der import DerError
+from ...runtime.trust.names import LARGEST_SIGNATURE, SIGNATURE
 from ...runtime.trust.public_key import PublicKey
 from ...runtime.trust.signature import (
-    LARGEST_SIGNATURE,
     MEDIA_TYPE,
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
-    SIGNATURE,
     STATEMENT_TYPE,
     pre_authentication_encoding,
 )

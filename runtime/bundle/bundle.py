@@ -16,8 +16,8 @@ from ..arguments import checked_path
 from ..errors import BundleError, NotFoundError
 from ..file_hash import sha256_of
 from ..output_path import bundles_folder
+from ..trust.names import LARGEST_SIGNATURE, SIGNATURE
 from ..trust.policy import Policy
-from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE
 from .file_names import DEPTH, folded, path_problem
 from .folder import MANIFEST, SBOM_FILE, BundleFolder
 from .manifest import FileRecord
@@ -27,10 +27,12 @@ from .verified_files import VerifiedFiles
 GRAPH = "model.onnx"
 GRAPH_DATA = f"{GRAPH}.data"
 """ONNX external data: all decoders, and any model over protobuf's 2 GiB limit."""
+PREFILL_GRAPH = "prefill.onnx"
+"""A decoder's second graph, for prompts, where a bundle has one; its weights are in `prefill.onnx.data`."""
 TOKENIZER = "tokenizer.json"
 LARGEST_MANIFEST = 1 << 20
 """Bytes. Most of it is golden vectors: less than 400 KB for 4,096 dimensions."""
-_LARGEST = {GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
+_LARGEST = {GRAPH: (1 << 31) - 1, PREFILL_GRAPH: (1 << 31) - 1, TOKENIZER: 1 << 26}
 """Bytes of files that a library loads into memory: protobuf's limit, and twice the largest published tokenizer."""
 _BESIDE = {SIGNATURE: LARGEST_SIGNATURE, SBOM_FILE: 1 << 24}
 """Files that may lie beside those of the manifest, and the most bytes of each.
@@ -131,6 +133,10 @@ class Bundle(BundleFolder):
                 raise BundleError(
                     f"the manifest of `{folder}` names a dense layer `{layer.file}` that is not one of its files"
                 )
+        if manifest.prefill is not None and PREFILL_GRAPH not in manifest.files:
+            raise BundleError(
+                f"the manifest of `{folder}` describes the graph `{PREFILL_GRAPH}`, which is not one of its files"
+            )
         files = {name: record.sha256 for name, record in manifest.files.items()}
         return cls(folder, manifest), files | {MANIFEST: hashlib.sha256(content).hexdigest()}
 

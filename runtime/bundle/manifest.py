@@ -80,6 +80,17 @@ class CacheType(StrEnum):
     """With scales in the graph, one for each channel of a layer's keys and values."""
 
 
+class PrefillChoice(StrEnum):
+    """The graph that prompts go through."""
+
+    AUTO = "auto"
+    """The 8-bit one, where the bundle has one and it is faster on this class of CPU."""
+    INT8 = "int8"
+    """The 8-bit one; an error for a bundle without one."""
+    NONE = "none"
+    """The one that also decodes."""
+
+
 class Pooling(StrEnum):
     """How token embeddings are pooled to one embedding of the text."""
 
@@ -418,6 +429,17 @@ class GoldenAnswer:
 
 
 @dataclass(frozen=True)
+class PrefillGraph:
+    """The second graph of a decoder, for prompts: 8-bit weights with a scale per output, and activations per token."""
+
+    matmuls: int
+    """Matmuls with 8-bit weights. The output projection and token embeddings are those of the decoder's own graph."""
+
+    def __str__(self) -> str:
+        return f"8-bit graph for prompts, {self.matmuls} matmuls with a scale per output and per token"
+
+
+@dataclass(frozen=True)
 class Certificate:
     """How accurate a bundle is, compared with its PyTorch reference."""
 
@@ -472,6 +494,8 @@ class Manifest:
     """Encoders only."""
     buckets: Buckets | None = None
     """CoreML only."""
+    prefill: PrefillGraph | None = None
+    """Decoders only: the graph in `prefill.onnx`; None for a bundle without one."""
     release: int | None = field(default=None, metadata=_POSITIVE_INT32)
     """Number of the release, for machines that refuse an older one; None where it was not set by `ortkit sign`."""
 

@@ -83,10 +83,12 @@ def manifest_to_json(manifest: Manifest) -> str:
 
 
 def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """The JSON object of `manifest.json`, without a release or ladder where it has none: old versions know neither."""
+    """The JSON object of `manifest.json`, without what old versions do not know where it has none of it."""
     fields: dict[str, Any] = write_record(manifest)
     if manifest.release is None:
         del fields["release"]
+    if manifest.prefill is None:
+        del fields["prefill"]
     if manifest.quantization is not None and not manifest.quantization.ladder:
         del fields["quantization"]["ladder"]
     return fields

@@ -13,7 +13,7 @@ from typing import NoReturn, Unpack
 
 from ..arguments import checked_integer, takes_keywords
 from ..errors import InputError, OrtkitError, ProviderError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.detokenizer import Detokenizer
 from ..text.messages import Messages
 from ..text.stop_strings import StopStrings
@@ -54,7 +54,7 @@ class BatchStats:
     """Bytes of the prefix store."""
 
 
-class Batch(Closable):
+class Batch(ClosableModel):
     """Many answers of one decoder at once (continuous batching). Thread-safe.
 
     One thread runs all sequences: each run of the graph computes the next token of all of them, and takes little longer
@@ -114,7 +114,13 @@ class Batch(Closable):
             self.context = shares.context
             """Limit of prompt and answer together, in tokens."""
             self._engine: Engine | None = Engine(
-                Slots(self.session, decoder.facts, rows=shares.rows, capacity=shares.context),
+                Slots(
+                    self.session,
+                    decoder.facts,
+                    rows=shares.rows,
+                    capacity=shares.context,
+                    prefill_session=decoder.prefill_session,
+                ),
                 PrefixStore(shares.prefix_bytes),
                 limit=self.slots,
                 waiting=waiting,

@@ -25,6 +25,7 @@ class BatchedDecoder(Protocol):
 
     bundle: BundleFolder
     session: Session
+    prefill_session: Session | None
     facts: DecoderFacts
     context: int
     room: CacheRoom | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -11,13 +11,14 @@ from threading import Lock
 from typing import Unpack
 
 from ..arguments import checked_integer, takes_keywords
-from ..bundle.bundle import GRAPH, TOKENIZER, Bundle
+from ..bundle.bundle import GRAPH, PREFILL_GRAPH, TOKENIZER, Bundle
 from ..bundle.folder import BundleFolder
 from ..bundle.graph_io import decoder_inputs
 from ..bundle.kinds import check_kind
-from ..bundle.manifest import GenerationDefaults, Kind, Provider
+from ..bundle.manifest import DecoderFacts, GenerationDefaults, Kind, PrefillChoice, Provider
+from ..bundle.records import choice
 from ..errors import BundleError, InputError, MissingPartError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..session.config import SessionConfig
 from ..session.cores import Cores, find_cores
 from ..session.cpu import decoder_threads
@@ -27,6 +28,8 @@ from ..session.memory_limit import MemoryLimit, max_memory_of
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_session
 from ..session.opening import check_opening
+from ..session.parallel_opening import open_in_parallel
+from ..session.session import Session
 from ..text.chat_template import ChatTemplate
 from ..text.control_tokens import ControlTokens
 from ..text.detokenizer import Detokenizer, Vocabulary
@@ -46,6 +49,7 @@ from .grammar import Grammar, GrammarCompiler
 from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
+from .prefill_choice import takes_int8_prefill
 from .prompt import Prompt, begun, checked_id, checked_max_tokens
 from .prompt_cache import identity_of
 from .sampler import Sampling
@@ -80,9 +84,11 @@ class DecoderPlan:
     """Its version."""
     cpu_class: CpuClass
     """The class of this machine's CPU, on which speed depends."""
+    prefill: PrefillChoice
+    """`int8`: prompts go through the bundle's 8-bit graph; `none`: through the one that decodes."""
 
 
-class Decoder(Closable):
+class Decoder(ClosableModel):
     """An LLM: continues texts and answers conversations. Thread-safe; decoders of the same bundle share its weights.
 
     On the CPU, the same prompt and seed give the same text on the same machine. `generate` and `chat` return a complete
@@ -129,6 +135,7 @@ class Decoder(Closable):
         threads: int | None = None,
         context: int | None = None,
         max_memory: int | None = None,
+        prefill: PrefillChoice | str = PrefillChoice.AUTO,
     ) -> None:
         """Open a bundle.
 
@@ -136,6 +143,8 @@ class Decoder(Closable):
         prompt and answer together, in tokens, by default to the model's context length; the KV cache grows as needed.
         `max_memory` limits the memory of this process, in bytes, or the GPU memory of a bundle for CUDA; default: the
         environment variable ORTKIT_MAX_MEMORY, or none. `plan.fits` says how many tokens fit; answers do not change.
+        `prefill` is for bundles with an 8-bit graph for prompts: `auto` uses it where it is faster on this
+        class of CPU, as `plan.prefill` says, `int8` always and `none` never. Answers may differ by it, not by memory.
         Raises NotFoundError, BundleError for a damaged bundle, WrongKindError, InputError, ProviderError and
         OutOfMemoryError.
         """
@@ -146,7 +155,7 @@ class Decoder(Closable):
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `decoder`")
         self.facts = manifest.decoder
         """Architecture, special tokens and chat template, from the manifest."""
-        self._identity = identity_of(self.bundle)
+        asked = choice(PrefillChoice, prefill, "prefill")
         if threads is not None and checked_integer(threads, "threads") > _MOST_THREADS:
             raise InputError(
                 f"`threads` must be at most {_MOST_THREADS}, not {threads}", hint="leave it out to use all CPU cores"
@@ -154,17 +163,7 @@ class Decoder(Closable):
         most = self.facts.context_length
         if context is not None and not 2 <= checked_integer(context, "context", least=None) <= most:
             raise InputError(f"`context` must be from 2 to {most}, the model's context length, not {context}")
-        bos_id = self.facts.bos_id
-        if self.facts.add_bos and bos_id is not None and not 0 <= bos_id < self.facts.vocabulary:
-            raise BundleError(
-                f"the manifest of `{self.bundle.path}` has the beginning-of-sequence token {bos_id}, and the "
-                f"vocabulary has {self.facts.vocabulary} tokens"
-            )
-        if manifest.inputs != decoder_inputs(self.facts.layers):
-            raise BundleError(
-                f"`{self.bundle.path}` expects inputs {list(manifest.inputs)}; supported: the inputs of a decoder with "
-                f"{self.facts.layers} layers"
-            )
+        _check_manifest(self.bundle, self.facts)
         self.context = self.facts.context_length if context is None else context
         """Limit of prompt and answer together, in tokens."""
         self._cores = find_cores()
@@ -176,12 +175,19 @@ class Decoder(Closable):
         on_cpu = self.bundle.provider is Provider.CPU
         limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
         config = SessionConfig.of(self.bundle, threads=self.threads, max_memory=None if on_cpu else self.max_memory)
+        prompts = config.for_prefill() if takes_int8_prefill(self.bundle, asked) else None
+        self._identity = identity_of(self.bundle, int8_prefill=prompts is not None)
         if limit is not None:
-            check_opening(limit, self.bundle, config)
-        # In this order: a tokenizer needs the most memory while it is parsed, a session while it is open.
-        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
-        self.session = shared_session(self.bundle.file(GRAPH), config)
-        check_interface(self.session, self.facts)
+            check_opening(limit, self.bundle, config, prefill=prompts)
+        # Within a limit one after the other: a tokenizer needs the most memory while it is parsed, a session while it
+        # is open.
+        self.session = open_in_parallel(
+            lambda begins: _opened(self.bundle, GRAPH, config, self.facts, begins=begins),
+            self._open_tokenizer,
+            parallel=limit is None and self._cores.usable > 1,
+        )
+        self.prefill_session = None if prompts is None else _opened(self.bundle, PREFILL_GRAPH, prompts, self.facts)
+        """The session of the 8-bit graph that prompts go through; None where they go through `session`."""
         self.tokenizer = self._safe_tokenizer.tokenizer
         self.vocabulary = Vocabulary(self.tokenizer)
         self.sampling = _default_sampling(self.facts.generation)
@@ -198,6 +204,9 @@ class Decoder(Closable):
             if context is not None:
                 self.room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
+
+    def _open_tokenizer(self) -> None:
+        self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
 
     def _compare_golden(self) -> None:
         """Run a golden answer; raises DisagreementError where its log-probabilities are not the certified ones."""
@@ -224,6 +233,7 @@ class Decoder(Closable):
             provider=self.session.provider,
             onnxruntime=onnxruntime_version(),
             cpu_class=this_cpu_class(),
+            prefill=PrefillChoice.NONE if self.prefill_session is None else PrefillChoice.INT8,
         )
 
     @takes_keywords(GenerationOptions)
@@ -478,7 +488,7 @@ class Decoder(Closable):
         cache = self.new_cache() if cache is None else self._checked_cache(cache)
         max_tokens = self._checked_max_tokens(chosen.max_tokens, len(ids), cache)
         choice = self.token_choice(ids, chosen, max_tokens=max_tokens)
-        return Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
+        return Steps(self.runner(cache), ids, choice, run_tokens=self.run_tokens, lookup=chosen.lookup)
 
     def token_choice(self, ids: list[int], chosen: CheckedOptions, *, max_tokens: int) -> TokenChoice:
         """The choice of the tokens that follow the prompt `ids`; raises InputError for an option that is not valid."""
@@ -542,6 +552,10 @@ class Decoder(Closable):
         memory = memory_of(self.session)
         return KVCache(self.facts, identity=self._identity, limit=self.context, memory=memory)
 
+    def runner(self, cache: KVCache) -> ModelRunner:
+        """What runs this model's graphs on a KV cache, for one answer."""
+        return ModelRunner(self.session, cache, self.prefill_session)
+
     def prefill(self, prompt: Prompt) -> KVCache:
         """Compute the KV cache of a prompt.
 
@@ -554,7 +568,7 @@ class Decoder(Closable):
         # One more than it holds: see `ModelRunner.prefill`.
         cache.check(len(ids) + 1, prompt=len(ids))
         choice = TokenChoice(self.facts.vocabulary, max_tokens=1)
-        Steps(ModelRunner(self.session, cache), ids, choice, run_tokens=self.run_tokens).prefill()
+        Steps(self.runner(cache), ids, choice, run_tokens=self.run_tokens).prefill()
         return cache
 
     def save_cache(self, path: str | os.PathLike[str], cache: KVCache) -> None:
@@ -640,6 +654,35 @@ class Decoder(Closable):
         if cache.facts != self.facts or cache.identity != self._identity:
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
+
+
+def _check_manifest(bundle: BundleFolder, facts: DecoderFacts) -> None:
+    """Raise BundleError where a manifest contradicts itself."""
+    bos_id = facts.bos_id
+    if facts.add_bos and bos_id is not None and not 0 <= bos_id < facts.vocabulary:
+        raise BundleError(
+            f"the manifest of `{bundle.path}` has the beginning-of-sequence token {bos_id}, and the "
+            f"vocabulary has {facts.vocabulary} tokens"
+        )
+    if bundle.manifest.inputs != decoder_inputs(facts.layers):
+        raise BundleError(
+            f"`{bundle.path}` expects inputs {list(bundle.manifest.inputs)}; supported: the inputs of a decoder with "
+            f"{facts.layers} layers"
+        )
+
+
+def _opened(
+    bundle: BundleFolder,
+    graph: str,
+    config: SessionConfig,
+    facts: DecoderFacts,
+    *,
+    begins: Callable[[], None] | None = None,
+) -> Session:
+    """The session of one of a bundle's graphs; raises BundleError where it is not that of its manifest."""
+    session = shared_session(bundle.file(graph), config, begins=begins)
+    check_interface(session, facts)
+    return session
 
 
 def _default_sampling(defaults: GenerationDefaults) -> Sampling:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..bundle.bundle import GRAPH
 from ..bundle.manifest import CacheType, DecoderFacts, Manifest, Precision, Provider, WeightBlocks
 from .kv_cache import token_size
+from .prefill_choice import prefill_size
 
 _LENGTHS = (1024, 4096, 8192)
 """Tokens, prompt and answer together, to estimate the memory for."""
@@ -44,19 +45,22 @@ class Footprint:
     """Memory of a decoder, in bytes."""
 
     weights: int
-    """As onnxruntime packs them."""
+    """As onnxruntime packs them, of all graphs."""
+    prefill_weights: int
+    """Those of the 8-bit graph for prompts, included in `weights`; 0 without one. They are not read with `none`."""
     lengths: tuple[AtLength, ...]
 
 
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     """Estimate the memory of a decoder for a few lengths up to its context: weights, KV cache and PROCESS."""
-    weights = _weights_size(manifest)
+    prefill = prefill_size(manifest)
+    weights = _weights_size(manifest) + prefill
     process = PROCESS if manifest.provider is Provider.CPU else 0
     lengths = []
     for tokens in dict.fromkeys(min(length, facts.context_length) for length in _LENGTHS):
         cache = tokens * token_size(facts)
         lengths.append(AtLength(tokens, cache, weights + cache + process))
-    return Footprint(weights, tuple(lengths))
+    return Footprint(weights, prefill, tuple(lengths))
 
 
 def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:

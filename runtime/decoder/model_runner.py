@@ -120,41 +120,47 @@ def _agrees(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
 
 
 class ModelRunner:
-    """Runs a decoder's graph for one answer; `stop` ends a run from another thread."""
+    """Runs a decoder's graph for one answer; `stop` ends a run from another thread.
 
-    def __init__(self, session: Session, cache: KVCache) -> None:
+    Where there is a graph for prompts, prompts go through it, whatever their number of tokens, and generated tokens
+    through the other, so an answer does not depend on how its prompt is split.
+    """
+
+    def __init__(self, session: Session, cache: KVCache, prefill_session: Session | None = None) -> None:
         self.session = session
+        self.prefill_session = prefill_session or session
         self.cache = cache
         self._turn: int | None = None
         self.options = load_onnxruntime().RunOptions()
 
-    def run(self, ids: Sequence[int], positions: int = 1) -> NDArray[np.float32]:
+    def run(self, ids: Sequence[int], positions: int = 1, *, session: Session | None = None) -> NDArray[np.float32]:
         """Run on new tokens: logits (positions, vocabulary) after each of the last `positions` of them.
 
+        `session` has another graph than the one that decodes.
         The next run overwrites the array. Raises BundleError where the run fails or was stopped, and OutOfMemoryError;
         the tokens are not cached then. Raises InputError if another answer has begun to use the cache since the first
         run.
         """
-        cache = self.cache
+        cache, session = self.cache, session or self.session
         if self._turn is None:
             cache.turn += 1
             self._turn = cache.turn
-            cache.move_to(memory_of(self.session))
+            cache.move_to(memory_of(session))
         self._check_turn()
         length = cache.length + len(ids)
         cache.reserve(length)
         bound = cache.bindings.get((len(ids), positions))
         # Another decoder of the same bundle may use the cache with a session of its own.
-        if bound is None or bound.session is not self.session.session:
-            bound = self._bind(len(ids), positions)
+        if bound is None or bound.session is not session.session:
+            bound = self._bind(session, len(ids), positions)
         bound.input_ids.write(ids)
         bound.last_positions.write(length - 1)
         bound.total_length.write(length)
         try:
-            self.session.session.run_with_iobinding(bound.binding, self.options)
+            session.session.run_with_iobinding(bound.binding, self.options)
         # onnxruntime's exceptions share no base class but Exception.
         except Exception as error:
-            raise self.session.failure("run", error, needed=cache.size) from error
+            raise session.failure("run", error, needed=cache.size) from error
         self._check_turn()
         cache.ids.extend(ids)
         logits: NDArray[np.float32] = bound.logits[0]
@@ -166,11 +172,12 @@ class ModelRunner:
         On the CPU, an odd number of tokens is padded with one row (`needs_even_rows`), which is then dropped from the
         cache. KV cache and logits do not depend on how a prompt is split into runs then; on a GPU they do.
         """
-        if not needs_even_rows(self.session.device):
-            return self.run(ids)
+        session = self.prefill_session
+        if not needs_even_rows(session.device):
+            return self.run(ids, session=session)
         if len(ids) % 2 == 0:
-            return self.run(ids, 2)[1:]
-        logits = self.run([*ids, ids[-1]], 2)[:1]
+            return self.run(ids, 2, session=session)[1:]
+        logits = self.run([*ids, ids[-1]], 2, session=session)[:1]
         self.cache.rewind(self.cache.length - 1)
         return logits
 
@@ -186,19 +193,19 @@ class ModelRunner:
         """Make the current run, and all later ones, fail at their next operator."""
         self.options.terminate = True
 
-    def _bind(self, tokens: int, positions: int) -> Bound:
+    def _bind(self, session: Session, tokens: int, positions: int) -> Bound:
         """Bind the graph to the cache's buffers, past and present to the same one, and to new buffers for the rest.
 
         Logits are in the process's memory on any device: each run copies them there.
         """
-        facts, on_device = self.cache.facts, _inputs_on_device(self.session)
+        facts, on_device = self.cache.facts, _inputs_on_device(session)
 
         def written(name: str, array: NDArray[Any]) -> Written:
-            return DeviceInput.of(array, self.session) if name in on_device else HostInput.of(array)
+            return DeviceInput.of(array, session) if name in on_device else HostInput.of(array)
 
         bound = Bound(
-            session=self.session.session,
-            binding=self.session.session.io_binding(),
+            session=session.session,
+            binding=session.session.io_binding(),
             input_ids=written(INPUT_IDS, np.zeros((1, tokens), np.int64)),
             last_positions=written(LAST_POSITIONS, np.zeros(1, np.int32)),
             total_length=written(TOTAL_LENGTH, np.zeros((), np.int32)),

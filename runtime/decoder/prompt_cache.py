@@ -62,10 +62,11 @@ class _Header:
     conversation: Conversation | None
 
 
-def identity_of(bundle: BundleFolder) -> str:
-    """A hash over the hashes of all files of a bundle."""
+def identity_of(bundle: BundleFolder, *, int8_prefill: bool = False) -> str:
+    """A hash over the hashes of all files of a bundle, and whether its prompts go through its 8-bit graph."""
     files = bundle.manifest.files
     text = "".join(f"{name}\n{files[name].sha256}\n" for name in sorted(files))
+    text += "int8 prefill\n" if int8_prefill else ""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -74,7 +75,7 @@ def save_cache(
 ) -> None:
     """Write a prompt cache; an existing file is replaced once the new one is complete. Raises OutputError."""
     target = regular_target_of(path)
-    record = _Header(bundle.manifest.name, identity_of(bundle), tuple(cache.ids), conversation)
+    record = _Header(bundle.manifest.name, cache.identity or identity_of(bundle), tuple(cache.ids), conversation)
     content = json.dumps(write_record(record), ensure_ascii=False)
     checksum = zlib.crc32(content.encode("utf-8"))
     for part in _parts(cache.contents(), cache.length):
@@ -91,6 +92,16 @@ def save_cache(
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
 
+def _other_prefill(source: Path, bundle: BundleFolder, cache: KVCache) -> InputError:
+    """The error for a prompt cache whose prompt went through the other graph of a bundle."""
+    with_it = cache.identity == identity_of(bundle, int8_prefill=True)
+    saved, here, option = ("without", "with", "none") if with_it else ("with", "without", "int8")
+    return InputError(
+        f"`{source}` was saved {saved} the 8-bit graph for prompts of `{bundle.path}`, and prompts are run {here} it",
+        hint=f'open the bundle with `prefill="{option}"` (`--prefill {option}`), or {_SAVE_AGAIN}',
+    )
+
+
 def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFolder) -> _Header:
     """Read a prompt cache into an empty KV cache.
 
@@ -103,7 +114,9 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFo
             metadata, tensors = _read_header(file, source)
             content = metadata["cache"]
             header = _record_of(content, source)
-            if header.identity != identity_of(bundle):
+            if header.identity != (cache.identity or identity_of(bundle)):
+                if header.identity in {identity_of(bundle, int8_prefill=used) for used in (True, False)}:
+                    raise _other_prefill(source, bundle, cache)
                 raise InputError(
                     f"`{source}` was saved with another bundle, `{header.bundle}`, and this is `{bundle.path}`",
                     hint=f"load it with that bundle, or {_SAVE_AGAIN}",

@@ -65,9 +65,21 @@ class Row:
 class Slots:
     """The buffers of a batch, and the runs of the graph on them. Not thread-safe."""
 
-    def __init__(self, session: Session, facts: DecoderFacts, *, rows: int, capacity: int) -> None:
-        """Allocate buffers for `rows` sequences of `capacity` tokens each; raises OutOfMemoryError."""
+    def __init__(
+        self,
+        session: Session,
+        facts: DecoderFacts,
+        *,
+        rows: int,
+        capacity: int,
+        prefill_session: Session | None = None,
+    ) -> None:
+        """Allocate buffers for `rows` sequences of `capacity` tokens each; raises OutOfMemoryError.
+
+        Prompts go through the graph of `prefill_session`, by default that of `session`, which decodes.
+        """
         self.session = session
+        self._prefill_session = prefill_session or session
         self.facts = facts
         self.capacity = capacity
         self.together = decodes_together(session, facts)
@@ -103,7 +115,7 @@ class Slots:
         padding = count % 2
         if padding:
             ids = np.append(ids, ids[-1])
-        bound = self._bind(self._row_values(row), rows=1, tokens=len(ids), positions=2)
+        bound = self._bind(self._row_values(row), rows=1, tokens=len(ids), positions=2, session=self._prefill_session)
         bound.input_ids.write(ids)
         bound.last_positions.write(end + padding - 1)
         bound.total_length.write(end + padding)
@@ -189,12 +201,14 @@ class Slots:
         """OrtValues of these rows of each buffer, which they are views of."""
         return [HostInput.of(buffer[rows]).value for buffer in self.buffers]
 
-    def _bind(self, caches: Sequence[Any], *, rows: int, tokens: int, positions: int) -> Bound:
+    def _bind(
+        self, caches: Sequence[Any], *, rows: int, tokens: int, positions: int, session: Session | None = None
+    ) -> Bound:
         """Bind the graph to these parts of the buffers, past and present to the same ones, and to new arrays."""
-        facts, session = self.facts, self.session.session
+        facts, opened = self.facts, (session or self.session).session
         bound = Bound(
-            session=session,
-            binding=session.io_binding(),
+            session=opened,
+            binding=opened.io_binding(),
             input_ids=HostInput.of(np.zeros((rows, tokens), np.int64)),
             last_positions=HostInput.of(np.zeros(rows, np.int32)),
             total_length=HostInput.of(np.zeros((), np.int32)),

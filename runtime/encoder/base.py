@@ -27,6 +27,7 @@ from ..session.memory_limit import MemoryLimit, max_memory_of, trim
 from ..session.onnxruntime_import import check_requirements, onnxruntime_version
 from ..session.open_sessions import shared_buckets, shared_session
 from ..session.opening import check_opening, size_of_graph, smaller
+from ..session.parallel_opening import open_in_parallel
 from ..session.session import Session
 from ..session.tolerance import as_disagreement
 from ..text.safe_tokenizer import SafeTokenizer
@@ -125,17 +126,28 @@ class Encoder:
         self._limit = MemoryLimit(self.max_memory) if on_cpu and self.max_memory is not None else None
         if self._limit is not None:
             check_opening(self._limit, self.bundle, config)
-        self.session = self._open_session(config)
+        self.session = open_in_parallel(
+            lambda begins: self._open_session(config, begins),
+            self._open_tokenizer,
+            parallel=self._limit is None and self._cores.usable > 1,
+        )
         self._budget = TokenBudget()
         self._compared: set[Bucket | None] = set()
         """Buckets in which a golden text was compared; None for a graph without buckets."""
 
-    def _open_session(self, config: SessionConfig) -> Session:
-        """One session for all shapes, or one for each bucket where the provider compiles a graph for its shape."""
+    def _open_tokenizer(self) -> None:
+        """Open `self.tokenizer`, while the session opens."""
+        raise NotImplementedError
+
+    def _open_session(self, config: SessionConfig, begins: Callable[[], None]) -> Session:
+        """One session for all shapes, or one for each bucket where the provider compiles a graph for its shape.
+
+        `begins` is called once onnxruntime needs no more Python lock (GIL) to open it, if it opens one.
+        """
         graph, buckets = self.bundle.file(GRAPH), self.bundle.manifest.buckets
         # The CPU, on which bundles are certified, runs the graph in any shape: one copy of the weights.
         if buckets is None or config.provider is Provider.CPU:
-            return shared_session(graph, config)
+            return shared_session(graph, config, begins=begins)
         # It has what encoders use of a session.
         return cast("Session", shared_buckets(graph, config, buckets))
 

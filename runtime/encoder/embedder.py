@@ -17,7 +17,7 @@ from ..bundle.graph_io import INPUT_IDS
 from ..bundle.manifest import EmbedderFacts, Golden, Kind, Layout
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, TokenizedText, Tokenizer, checked_text, stack_ids
 from .base import CHUNK, Encoder, TruncationWarning, characters, graph_feeds
 from .batching import in_chunks, numbered, run_all
@@ -34,7 +34,7 @@ _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Prompt names, in the order in which sentence-transformers' `encode_query` and `encode_document` look them up."""
 
 
-class Embedder(Encoder, Closable):
+class Embedder(Encoder, ClosableModel):
     """An embedding model: converts texts to embeddings. Thread-safe.
 
     On the CPU a text has the same embedding, bit for bit, alone or in any batch, in any order, with any number of
@@ -83,7 +83,6 @@ class Embedder(Encoder, Closable):
             raise BundleError(f"the manifest of `{self.bundle.path}` has no section `embedder`")
         self.facts = manifest.embedder
         """Pooling, prompts and dimensions, from the manifest."""
-        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), manifest.tokenizer)
         self._dense = tuple(Dense(self.bundle.file(facts.file), facts) for facts in self.facts.dense)
         self._unpooled = unpooled_tokens(self.facts)
         pooled = width_before(self._dense, self.facts.dimension)
@@ -97,6 +96,9 @@ class Embedder(Encoder, Closable):
             self._check_width(self.session.width)
         self._bound_memory(self.tokenizer.tokenizer, self._width)
         self._compare_first_use(None if self._buckets is None else self._buckets.first)
+
+    def _open_tokenizer(self) -> None:
+        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER), self.bundle.manifest.tokenizer)
 
     @takes_keywords(EmbedOptions)
     def embed(

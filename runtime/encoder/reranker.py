@@ -18,7 +18,7 @@ from ..bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ..bundle.manifest import Golden, Kind, Scores
 from ..bundle.records import choice
 from ..errors import BundleError, InputError, TextError, TextTooLongError
-from ..session.closing import Closable
+from ..session.closing import ClosableModel
 from ..text.pair_tokenizer import Pair, PairTokenizer, TokenizedPair
 from ..text.tokenizer import NO_TOKENS, NO_TOKENS_HINT, LongTexts, checked_text
 from .base import Encoder, TruncationWarning, characters, graph_feeds
@@ -34,7 +34,7 @@ _PAIR_CHUNK = 512
 """Pairs that a stream scores before it yields their scores."""
 
 
-class Reranker(Encoder, Closable):
+class Reranker(Encoder, ClosableModel):
     """A cross-encoder: scores how relevant documents are to a query. Thread-safe.
 
     On the CPU a pair has the same score, bit for bit, alone or in any batch, in any order, with any number of workers.
@@ -80,6 +80,10 @@ class Reranker(Encoder, Closable):
             workers=workers,
             max_memory=max_memory,
         )
+        self._bound_memory(self.tokenizer.tokenizer, None)
+        self._compare_first_use(None if self._buckets is None else self._buckets.first)
+
+    def _open_tokenizer(self) -> None:
         manifest = self.bundle.manifest
         if manifest.reranker is None or not manifest.reranker.labels:
             raise BundleError(f"the manifest of `{self.bundle.path}` has no labels in its section `reranker`")
@@ -88,8 +92,6 @@ class Reranker(Encoder, Closable):
         self.tokenizer = PairTokenizer(
             self.bundle.file(TOKENIZER), manifest.tokenizer, self.facts.pair, typed=TOKEN_TYPE_IDS in manifest.inputs
         )
-        self._bound_memory(self.tokenizer.tokenizer, None)
-        self._compare_first_use(None if self._buckets is None else self._buckets.first)
 
     @takes_keywords(RankOptions)
     def rank(

@@ -14,8 +14,9 @@ from ..bundle.manifest_json import manifest_from_json
 from ..bundle.staging import StagingFolder
 from ..errors import BundleError, NotFoundError, NotTrustedError, OrtkitError, OutputError
 from ..output_path import cannot_write, flush_folder
+from ..trust.names import LARGEST_SIGNATURE, SIGNATURE
 from ..trust.policy import Policy
-from ..trust.signature import LARGEST_SIGNATURE, SIGNATURE, verify_signature
+from ..trust.signature import verify_signature
 from .blob_store import Progress
 from .oci_layout import BUNDLE, Artifact, OciLayout
 

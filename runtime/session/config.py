@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,10 @@ class SessionConfig:
             max_memory=None if max_memory is None else min(checked_integer(max_memory, "max_memory"), _MOST_MEMORY),
             model_cache=model_cache_of(bundle) if compiled else None,
         )
+
+    def for_prefill(self) -> SessionConfig:
+        """Return the config for the bundle's 8-bit graph for prompts."""
+        return replace(self, int8=True)
 
 
 def _are_compact(blocks: WeightBlocks) -> bool:

@@ -24,6 +24,8 @@ def check_fit(bundle: BundleFolder) -> None:
 
 def faults_of(manifest: Manifest) -> Iterator[str]:
     """What does not fit a manifest's provider."""
+    if manifest.prefill is not None and (manifest.provider is not Provider.CPU or manifest.kind is not Kind.DECODER):
+        yield "it has an 8-bit graph for prompts, which only decoders for `cpu` have"
     if manifest.provider is Provider.COREML:
         yield from _coreml_faults(manifest)
         return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Buckets
 from .bucket_sessions import BucketSessions
 from .config import SessionConfig
@@ -18,8 +18,10 @@ _OPEN_BUCKETS: WeakValueDictionary[tuple[object, ...], BucketSessions] = WeakVal
 _OPENING = threading.Lock()
 
 
-def shared_session(path: Path, config: SessionConfig) -> Session:
+def shared_session(path: Path, config: SessionConfig, *, begins: Callable[[], None] | None = None) -> Session:
     """Return the open session of this file, or open one; its weights are freed with the last reference.
+
+    `begins` is called once onnxruntime needs no more Python lock (GIL) to open it; not where it is open already.
 
     A replaced file is another file: device, inode, size and modification time identify it, of the graph and of the
     weights beside it.
@@ -28,7 +30,7 @@ def shared_session(path: Path, config: SessionConfig) -> Session:
     with _OPENING:
         session = _OPEN.get(key)
         if session is None:
-            session = _OPEN[key] = Session(path, config)
+            session = _OPEN[key] = Session(path, config, begins=begins)
         return session
 
 
@@ -50,7 +52,7 @@ def shared_buckets(path: Path, config: SessionConfig, buckets: Buckets) -> Bucke
 
 def _files(path: Path) -> tuple[object, ...]:
     """What identifies a graph and its weights."""
-    data = path.with_name(GRAPH_DATA)
+    data = path.with_name(f"{path.name}.data")
     return (path.resolve(), *map(_state_of, [path, data] if data.exists() else [path]))
 
 

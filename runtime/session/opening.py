@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle.bundle import GRAPH, GRAPH_DATA, TOKENIZER
+from ..bundle.bundle import GRAPH, GRAPH_DATA, PREFILL_GRAPH, TOKENIZER
 from ..bundle.folder import BundleFolder
 from ..bundle.manifest import Kind, Precision
 from .config import SessionConfig
@@ -48,9 +48,21 @@ def size_to_open(bundle: BundleFolder) -> int:
     return tokenizer + round(weights) + _SESSION
 
 
-def check_opening(limit: MemoryLimit, bundle: BundleFolder, config: SessionConfig) -> None:
-    """Raise OutOfMemoryError where opening a bundle would exceed the limit."""
-    limit.check(opening_size(bundle, config), f"opening `{bundle.path}`", instead=smaller(bundle))
+def size_to_open_prefill(bundle: BundleFolder) -> int:
+    """The same for its 8-bit graph for prompts."""
+    weights = _PER_GRAPH_BYTE * _size(bundle, PREFILL_GRAPH) + _PER_DATA_BYTE * _size(bundle, f"{PREFILL_GRAPH}.data")
+    return round(weights) + _SESSION
+
+
+def check_opening(
+    limit: MemoryLimit, bundle: BundleFolder, config: SessionConfig, *, prefill: SessionConfig | None = None
+) -> None:
+    """Raise OutOfMemoryError where opening a bundle, with its graph for prompts if `prefill`, exceeds the limit."""
+    size, instead = opening_size(bundle, config), smaller(bundle)
+    if prefill is not None:
+        size += 0 if is_open(bundle.path / PREFILL_GRAPH, prefill) else size_to_open_prefill(bundle)
+        instead = 'leave out the 8-bit graph for prompts: `prefill="none"` (`--prefill none`)'
+    limit.check(size, f"opening `{bundle.path}`", instead=instead)
 
 
 def smaller(bundle: BundleFolder) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..bundle.bundle import GRAPH_DATA
 from ..bundle.manifest import Layout, Provider
 from ..errors import BundleError, InputError, OrtkitError, OutOfMemoryError, ProviderError
 from ..output_path import native
@@ -44,8 +43,8 @@ class Session:
     token needs hundreds of matmuls of a few microseconds each, and waking a sleeping thread takes as long.
     """
 
-    def __init__(self, path: Path, config: SessionConfig) -> None:
-        """Open the graph at `path`.
+    def __init__(self, path: Path, config: SessionConfig, *, begins: Callable[[], None] | None = None) -> None:
+        """Open the graph at `path`; `begins` is called when it is read, and opened further without Python's lock (GIL).
 
         Raises ProviderError where the provider does not run the whole graph, BundleError where the graph has other
         inputs, OutOfMemoryError, before weights are loaded, where there is no memory for them, and InputError for
@@ -58,6 +57,7 @@ class Session:
         if problem is not None:
             raise problem.error()
         self.path = path
+        self._begins = begins
         self.provider = config.provider
         self.device = entry.device
         """onnxruntime's name of the device that values for the graph are on: `cpu` or `cuda`."""
@@ -125,10 +125,16 @@ class Session:
             native(self.path),
             options,
             providers=entry.select(ort, options, request),
-            disabled_optimizers=list(request.disabled_optimizers),
+            disabled_optimizers=self._optimizers_at(request),
             # Otherwise onnxruntime tries a graph that failed once more on the CPU, and says so on stdout.
             enable_fallback=0,
         )
+
+    def _optimizers_at(self, request: Request) -> Iterator[str]:
+        """The disabled optimizers, which onnxruntime takes between reading the graph and opening it without the GIL."""
+        if self._begins is not None:
+            self._begins()
+        yield from request.disabled_optimizers
 
     def _probe(self, name: str) -> None:
         """Run the graph once, on zeros; raises ProviderError where a number of the result is not finite."""
@@ -268,7 +274,7 @@ def size_of_weights(path: Path, device: str = "cpu") -> int:
     On the CPU, weights in the graph's own file are read and then copied, as measured; external data is packed once.
     """
     copies = 2 if device == "cpu" else 1
-    data = path.with_name(GRAPH_DATA)
+    data = path.with_name(f"{path.name}.data")
     try:
         return copies * path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     except OSError:

@@ -18,14 +18,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, InputError, NotTrustedError, OrtkitError
+from .names import LARGEST_SIGNATURE, SIGNATURE
 from .ownership import check_bundle_ownership, check_ownership
-from .public_key import TrustedKey
 from .releases import Releases
-from .signature import LARGEST_SIGNATURE, SIGNATURE, Signer, verify_signature
-from .x509 import Certificate, read_certificates
+
+if TYPE_CHECKING:
+    from .public_key import TrustedKey
+    from .signature import Signer
+    from .x509 import Certificate
 
 VARIABLE = "ORTKIT_POLICY"
 SYSTEM_POLICY = Path("/etc/ortkit/policy.toml")
@@ -67,6 +70,10 @@ class Policy:
     @classmethod
     def read(cls, path: Path) -> Policy:
         """Read a policy, and the keys and certificates that it names; raises InputError."""
+        # Not at the top: most machines have no policy, and opening a bundle there needs neither keys nor certificates.
+        from .public_key import TrustedKey  # noqa: PLC0415
+        from .x509 import read_certificates  # noqa: PLC0415
+
         settings = _read_toml(path)
         folder = path.absolute().parent
         trusted: list[TrustedKey | Certificate] = []
@@ -117,6 +124,9 @@ def verify_bundle(
     why: str = "a signature is required",
 ) -> Signer:
     """Verify the signature in a bundle's folder; `why` says why one is needed. Raises NotTrustedError."""
+    # Not at the top: opening a bundle needs it where the policy requires signatures.
+    from .signature import verify_signature  # noqa: PLC0415
+
     signature = read_signature(folder / SIGNATURE)
     if signature is None:
         raise NotTrustedError(

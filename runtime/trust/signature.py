@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from ..errors import NotTrustedError
 from ..strict_json import RepeatedKeyError, unique_keys
+from .names import LARGEST_SIGNATURE
 from .public_key import PublicKey, TrustedKey
 from .x509 import LONGEST_CHAIN, Certificate, CertificateError, check_chain
 
@@ -28,10 +29,6 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-SIGNATURE = "model.sig"
-"""The file of a signature in a bundle's folder, over all other files."""
-LARGEST_SIGNATURE = 1 << 21
-"""Bytes: 7,000 files and more. As JSON it may take a hundred times that in memory."""
 _MOST_RESOURCES = 20_000
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SHOWN = 3

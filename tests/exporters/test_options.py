@@ -14,6 +14,7 @@ from ortkit.exporters.options import (
     check_for_catalog,
     check_precision,
     checked_cache,
+    checked_prefill,
     default_precision,
 )
 from ortkit.exporters.providers.support import SUPPORT, check_supported
@@ -208,3 +209,54 @@ def test_defaults_by_provider() -> None:
     with pytest.raises(InputError, match="a graph for `cuda` has a float16 KV cache only") as caught:
         checked_cache(Kind.DECODER, Precision.INT4, CacheType.FLOAT32, Provider.CUDA)
     assert caught.value.hint == "leave out `--cache`"
+
+
+def test_an_8_bit_graph_for_prompts_is_for_decoders_with_quantized_weights_on_the_cpu() -> None:
+    for precision in (Precision.INT4, Precision.INT8, Precision.SOURCE):
+        assert checked_prefill(Kind.DECODER, precision, Precision.INT8)
+        assert not checked_prefill(Kind.DECODER, precision, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "prefill", "provider", "message", "hint"),
+    [
+        (
+            Kind.EMBEDDER,
+            Precision.INT8,
+            Precision.INT8,
+            Provider.CPU,
+            "`prefill` is for decoders, and this is an embedder",
+            "leave out `--prefill`",
+        ),
+        (
+            Kind.DECODER,
+            Precision.INT4,
+            Precision.INT8,
+            Provider.CUDA,
+            "an 8-bit graph for prompts is for the CPU, and this graph is for `cuda`",
+            "leave out `--prefill`, or use `--provider cpu`",
+        ),
+        (
+            Kind.DECODER,
+            Precision.FP32,
+            Precision.INT8,
+            Provider.CPU,
+            "a graph in `fp32` has no 8-bit graph for prompts",
+            "leave out `--prefill`, or choose one of `int4`, `int8`, `source`",
+        ),
+        (
+            Kind.DECODER,
+            Precision.INT4,
+            Precision.INT4,
+            Provider.CPU,
+            "`prefill` must be `int8`, not `int4`",
+            "leave out `--prefill`, or choose `int8`",
+        ),
+    ],
+)
+def test_where_there_is_no_8_bit_graph_for_prompts(
+    kind: Kind, precision: Precision, prefill: Precision, provider: Provider, message: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        checked_prefill(kind, precision, prefill, provider)
+    assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)

@@ -59,6 +59,12 @@ def decoder(decoder_bundle: Bundle) -> Decoder:
 
 
 @pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embed files in chunks of eight texts."""
+    monkeypatch.setattr("ortkit.runtime.encoder.base.CHUNK", 8)
+
+
+@pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C after the third token of an answer."""
     original, count = Stream.__next__, 0

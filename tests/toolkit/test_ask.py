@@ -15,6 +15,10 @@ from tests.commands import Finished
 from tests.decoders import write_decoder
 
 Ortkit = Callable[..., Finished]
+NOTE = (
+    "note: no threshold of similarity is known for the embedder `tiny-embedder`, so the nearest passages are used, "
+    "however far they are; `--min-similarity` sets one\n"
+)
 QUESTION = "How is the pump started by hand?"
 
 
@@ -55,7 +59,7 @@ def test_the_answer_and_its_sources(asked: Ortkit, answers: list[str]) -> None:
         "\nSources:\n[1] pumps/bilge.md:3  Bilge pump\n"
         "\nAlso given to the LLM:\n[2] lamps.csv:2  lamps.csv\n"
     )
-    assert finished.err == "note: the answer cites [9], and there is no such source; it is shown as [?]\n"
+    assert finished.err == (f"note: the answer cites [9], and there is no such source; it is shown as [?]\n{NOTE}")
 
 
 def test_an_answer_without_citations(asked: Ortkit, answers: list[str]) -> None:
@@ -111,12 +115,21 @@ def test_the_context_is_shown(asked: Ortkit, answers: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("options", [("--min-similarity", "-1"), ("--mode", "bm25")])
+def test_a_threshold_that_is_given_or_not_needed(asked: Ortkit, options: tuple[str, str]) -> None:
+    finished = asked(QUESTION, *options, "--json")
+
+    assert (finished.code, finished.err) == (0, "")
+    assert json.loads(finished.out)["min_similarity"] == (-1 if "-1" in options else None)
+
+
 def test_nothing_found(asked: Ortkit, manuals_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 1, as grep's, and the LLM does not run."""
     monkeypatch.setattr(Decoder, "stream_chat", lambda *_, **__: pytest.fail("the LLM runs"))
+    none = f"Nothing was found in {manuals_index} about this."
     for options, message in (
-        (("--min-similarity", "0.99"), f"Nothing was found in {manuals_index} about this. The nearest passage has a "),
-        (("--path", "*.none"), f"Nothing was found in {manuals_index} about this.\n"),
+        (("--min-similarity", "0.99"), f"{none} The nearest passage has a "),
+        (("--path", "*.none"), f"{none}\n"),
     ):
         finished = asked(QUESTION, *options)
         assert (finished.code, finished.err) == (1, "")
@@ -126,6 +139,7 @@ def test_nothing_found(asked: Ortkit, manuals_index: Path, monkeypatch: pytest.M
         fields = json.loads(found.out)
         assert found.code == 1
         assert (fields["found"], fields["answer"], fields["citations"], fields["sources"]) == (False, None, [], [])
+        assert fields["min_similarity"] == (0.99 if "0.99" in options else None)
 
 
 def test_many_questions(asked: Ortkit, tmp_path: Path) -> None:
@@ -134,7 +148,7 @@ def test_many_questions(asked: Ortkit, tmp_path: Path) -> None:
     records = json.dumps({"id": 1, "question": QUESTION}).encode() + b'\n{"id": 2, "question": "dog"}\n'
     finished = asked("--output", tmp_path / "answers.jsonl", stdin=records)
 
-    assert (finished.code, finished.out) == (0, b"")
+    assert (finished.code, finished.out, finished.err) == (0, b"", NOTE)
     first, second = (json.loads(line) for line in (tmp_path / "answers.jsonl").read_bytes().splitlines())
     assert (first["id"], first["answer"], first["sources"]) == (1, one["answer"], one["sources"])
     assert (second["id"], second["question"]) == (2, "dog")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import re
 import sys
@@ -65,7 +66,27 @@ def test_an_update_keeps_the_settings_of_its_chunks(
     )
     assert report(ortkit(*command, "--restart", "--chunk-tokens", 30, "--json"))["embedded"] > 4
     with Index.open(index) as opened:
-        assert opened.facts.chunking.max_tokens == 30
+        assert (opened.facts.chunking.max_tokens, opened.facts.chunking.overlap) == (30, 5)
+
+
+def test_a_restart_keeps_what_is_not_given(
+    ortkit: Ortkit, embedder_bundle: Bundle, manuals: Path, tmp_path: Path
+) -> None:
+    command = ("index", manuals, "-o", tmp_path / "m.index")
+    settings = ("--chunk-tokens", 40, "--overlap", 5, "--include", "*.md", "--max-file-size", "2M")
+    assert ortkit(*command, "--bundle", embedder_bundle.path, *settings).code == 0
+    kept = ("bundle", "chunk_tokens", "overlap", "rules")
+
+    def inspected() -> dict:
+        fields = json.loads(ortkit("inspect", tmp_path / "m.index", "--json").out)
+        return {name: fields[name] for name in kept}
+
+    before = inspected()
+    assert (before["chunk_tokens"], before["overlap"], before["rules"]["include"]) == (40, 5, ["*.md"])
+    assert report(ortkit(*command, "--restart", "--json"))["wrote"]
+    assert inspected() == before
+    assert report(ortkit(*command, "--restart", "--overlap", 0, "--json"))["wrote"]
+    assert inspected() == before | {"overlap": 0}
 
 
 def test_the_report_as_json(ortkit: Ortkit, embedder_bundle: Bundle, manuals: Path, tmp_path: Path) -> None:
@@ -104,6 +125,20 @@ def test_skipped_files_are_listed_and_do_not_fail_the_run(ortkit: Ortkit, built:
     ]
 
 
+def test_files_of_one_reason_are_one_group(ortkit: Ortkit, built: Path, manuals: Path) -> None:
+    for number in range(2):
+        (manuals / f"{number}.txt.gz").write_bytes(gzip.compress(b"fox"))
+        (manuals / f"{number}.large.txt").write_text("fox " * (1000 + number), encoding="utf-8")
+
+    finished = ortkit("index", manuals, "-o", built, "--max-file-size", "1K")
+
+    assert finished.err == (
+        "warning: 4 files were skipped:\n"
+        "  is larger than the limit of 1K (2 files: 0.large.txt, 1.large.txt)\n"
+        "  is compressed with gzip; unpack it: `gzip -dc FILE > ...` (2 files: 0.txt.gz, 1.txt.gz)\n"
+    )
+
+
 def test_the_first_reasons_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     files = [SkippedFile(f"{number}.txt", f"reason {number}") for number in range(7)]
     _print_files([*files, SkippedFile("x\x1b[2J.txt", "reason 6")], verbose=False)
@@ -131,7 +166,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     options = ("--include", "*.md", "--exclude", "drafts/", "--hidden", "--max-file-size", "2M")
     ortkit(*command, "--bundle", embedder_bundle.path, *options)
     (manuals / "new.txt").write_text("The dog sleeps.", encoding="utf-8")
-    rules = "rules     *.md, without drafts/, hidden ones too, up to 2.1 MB"
+    rules = "rules     *.md, without drafts/, hidden ones too, up to 2M"
 
     again = ortkit(*command)
     assert (again.code, again.out.decode().splitlines()[1]) == (0, "  files: 1 unchanged")
@@ -148,7 +183,7 @@ def test_an_update_keeps_the_options_that_choose_files(
     changed = ortkit(*command, "--exclude", "new.txt")
     assert changed.out.decode().splitlines()[1:3] == [
         "  files: 2 added, 1 unchanged",
-        "  rules changed, for later runs too: all files, without new.txt, up to 67.1 MB",
+        "  rules changed, for later runs too: all files, without new.txt, up to 64M",
     ]
     fields = report(ortkit(*command, "--json"))
     assert (fields["unchanged"], fields["rules_changed"], fields["rules"]["exclude"]) == (3, False, ["new.txt"])
@@ -199,6 +234,10 @@ def test_an_index_that_cannot_be_read(ortkit: Ortkit, embedder_bundle: Bundle, b
     assert damaged.code == 7
     assert "--restart" in damaged.err
     assert again.code == 0
+    assert again.err == (
+        f"note: `{built}/index.json` is not valid: `format` must be an integer; settings that were not given are the "
+        "default ones\n"
+    )
 
 
 def test_the_progress_line() -> None:
@@ -240,7 +279,7 @@ def test_what_an_index_is_of(ortkit: Ortkit, embedder_bundle: Bundle, built: Pat
         rf"of        {manuals}: 3 files, 4 chunks\n"
         rf"embedder  tiny-embedder, digest {digest[:16]}, 8 dimensions\n"
         r"chunks    up to 64 tokens, overlap 9\n"
-        r"rules     all files, up to 67\.1 MB\n"
+        r"rules     all files, up to 64M\n"
         r"size      0\.1 MB\n"
         r"built     \S+, generation 1, format 1\n",
         shown.out.decode(),

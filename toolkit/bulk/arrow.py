@@ -27,6 +27,7 @@ __all__ = [
     "check_names",
     "check_new",
     "error_column",
+    "has_dictionary",
     "is_text",
     "pa",
     "record_of",
@@ -88,6 +89,13 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def has_dictionary(kind: pa.DataType) -> bool:
+    """Whether a type is that of dictionaries, or has them inside."""
+    if pa.types.is_dictionary(kind):
+        return True
+    return any(has_dictionary(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def check_new(schema: pa.Schema, names: Mapping[str, str]) -> None:

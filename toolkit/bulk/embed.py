@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-from ...runtime.arguments import checked_flag, checked_path
+from ...runtime.arguments import checked_flag
 from ...runtime.encoder.base import CHUNK, TruncationWarning
 from ...runtime.encoder.batching import in_chunks
 from ...runtime.encoder.embedder import Embedder, truncation_message
@@ -17,8 +17,6 @@ from ..io.writers import OutputFormat, Record
 from .arrow import (
     check_batch,
     check_name,
-    check_names,
-    check_new,
     error_column,
     pa,
     record_of,
@@ -28,6 +26,7 @@ from .arrow import (
     with_columns,
 )
 from .opened import opened
+from .table_function import TableFunction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 
 
-class Embed:
+class Embed(TableFunction):
     """Embed a column of a pyarrow Table or RecordBatch; the other columns and the rows' order stay.
 
     A row that fails has a null embedding, and the column `errors` says why; it is null for all others. The embeddings
@@ -75,20 +74,14 @@ class Embed:
         long: str = "truncate",
         max_memory: int | None = None,
     ) -> None:
-        # The processes of an engine have another working folder.
-        self.bundle = os.path.abspath(checked_path(bundle, "bundle"))  # noqa: PTH100 - an absolute path, links as they are
+        super().__init__(bundle, into=into, errors=errors, workers=workers, max_memory=max_memory)
         self.column = column
-        self.into = into
-        self.errors = errors
         self.fixed_size = checked_flag(fixed_size, "fixed_size")
-        self.workers = workers
-        self.max_memory = max_memory
         self.ranges = ranges
         self.options = RunOptions(
             OutputFormat.ARROW, InputFormat.AUTO, column, prompt, dim, dtype, ranges_sha256=None, long=long
         )
         check_name(column, "column")
-        self._new = check_names((into, "into"), (errors, "errors"))
 
     def __call__(self, batch: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
         """The table or record batch with the columns `into` and `errors`."""
@@ -99,10 +92,6 @@ class Embed:
         vectors, errors = _embed(run, records, rows=batch.num_rows)
         return with_columns(batch, schema, [self._column(vectors, errors), error_column(batch.num_rows, errors)])
 
-    def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Embed record batches one after another, as Spark's `mapInArrow` hands them over."""
-        return map(self, batches)
-
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of the result, for a table of this schema."""
         return self._schemas(schema)[0]
@@ -110,9 +99,7 @@ class Embed:
     def _schemas(self, schema: pa.Schema) -> tuple[pa.Schema, int]:
         """The schema of the result, and the index of the texts."""
         index = text_index(schema, self.column, option="column")
-        check_new(schema, self._new)
-        added = schema.append(pa.field(self.into, self._column(self._run().empty.vectors, ()).type))
-        return added.append(pa.field(self.errors, pa.string())), index
+        return self._with_new(schema, self._column(self._run().empty.vectors, ()).type), index
 
     def _column(self, vectors: NDArray[np.generic], failed: Iterable[int]) -> pa.Array:
         column = vector_column(vectors, failed)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...runtime.arguments import checked_path
 from ...runtime.encoder.base import TruncationWarning
 from ...runtime.encoder.batching import in_chunks
 from ...runtime.encoder.reranker import Reranker, truncation_message
@@ -16,8 +15,6 @@ from ..io.texts import TextRecord
 from .arrow import (
     check_batch,
     check_name,
-    check_names,
-    check_new,
     error_column,
     pa,
     record_of,
@@ -26,6 +23,7 @@ from .arrow import (
     with_columns,
 )
 from .opened import opened
+from .table_function import TableFunction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +33,7 @@ _CHUNK = 512
 """Pairs that are scored together."""
 
 
-class Rerank:
+class Rerank(TableFunction):
     """Score each row of a pyarrow Table or RecordBatch: how relevant its document is to its query.
 
     The other columns and the rows' order stay. A row that fails has a null score, and the column `errors` says why; it
@@ -67,20 +65,14 @@ class Rerank:
         long: str = "truncate",
         max_memory: int | None = None,
     ) -> None:
-        # The processes of an engine have another working folder.
-        self.bundle = os.path.abspath(checked_path(bundle, "bundle"))  # noqa: PTH100 - an absolute path, links as they are
+        super().__init__(bundle, into=into, errors=errors, workers=workers, max_memory=max_memory)
         self.query = query
         self.document = document
-        self.into = into
-        self.errors = errors
-        self.workers = workers
         self.scores = scores
         self.label = label
         self.long = long
-        self.max_memory = max_memory
         check_name(query, "query")
         check_name(document, "document")
-        self._new = check_names((into, "into"), (errors, "errors"))
 
     def __call__(self, batch: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
         """The table or record batch with the columns `into` and `errors`."""
@@ -93,16 +85,11 @@ class Rerank:
         column = pa.array((None if row in errors else float(score) for row, score in enumerate(scores)), pa.float64())
         return with_columns(batch, schema, [column, error_column(batch.num_rows, errors)])
 
-    def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Score record batches one after another, as Spark's `mapInArrow` hands them over."""
-        return map(self, batches)
-
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of the result, for a table of this schema."""
         text_index(schema, self.query, option="query")
         text_index(schema, self.document, option="document")
-        check_new(schema, self._new)
-        return schema.append(pa.field(self.into, pa.float64())).append(pa.field(self.errors, pa.string()))
+        return self._with_new(schema, pa.float64())
 
     def _scored(
         self, reranker: Reranker, texts: Iterable[tuple[bytes | None, bytes | None]], *, rows: int

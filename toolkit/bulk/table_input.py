@@ -20,10 +20,11 @@ from ..io.resumable import HashedSource, ResumableRecords, StreamRecords
 from ..io.streams import open_input
 from ..io.texts import FIELD, InputOptions, RecordReader, TextRecord
 from ..io.writers import Record
-from .arrow import bytes_of, pa, record_of, text_index
+from .arrow import bytes_of, has_dictionary, pa, record_of, text_index
+from .parquet_size import batch_rows
 
-_BATCH_BYTES = 1 << 26
-"""Bytes of a batch of rows, by the average row of its file."""
+_BATCH_BYTES = 1 << 25
+"""Most bytes of a batch of rows in memory, by what its file says of their sizes."""
 _BATCH_ROWS = 4096
 _BUFFER = 1 << 20
 _PARQUET = b"PAR1"
@@ -160,9 +161,11 @@ class ParquetFiles:
         """Nothing: files are open while they are read."""
 
     def _read(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        for file in self._files:
-            with _reading(file), _parquet(file) as opened:
-                yield from _passed_on(opened.iter_batches(_rows_of(opened), columns=columns, use_threads=False), file)
+        for path in self._files:
+            with _reading(path), path.open("rb") as file, _parquet(path) as opened:
+                rows = batch_rows(opened, file, columns, most=_BATCH_BYTES)
+                batches = opened.iter_batches(min(rows, _BATCH_ROWS), columns=columns, use_threads=False)
+                yield from _gathered(_passed_on(batches, path))
 
 
 @contextmanager
@@ -174,12 +177,36 @@ def _parquet(path: Path) -> Iterator[Any]:
         yield pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
 
 
-def _rows_of(file: Any) -> int:
-    """Rows of a batch, so that it has about _BATCH_BYTES."""
-    metadata = file.metadata
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    largest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1.0)
-    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(largest, 1.0))))
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches joined, which have few rows where a value may be long, and need not be.
+
+    Dictionaries are not joined: together they may have more values than their type has numbers.
+    """
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if _has_dictionary(batch.schema):
+            yield batch
+            continue
+        if waiting and (rows + batch.num_rows > _BATCH_ROWS or size + batch.nbytes > _BATCH_BYTES):
+            yield _joined(waiting)
+            waiting, rows, size = [], 0, 0
+        waiting.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+    if waiting:
+        yield _joined(waiting)
+
+
+def _has_dictionary(schema: pa.Schema) -> bool:
+    return any(map(has_dictionary, schema.types))
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    [joined] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
 
 
 def _passed_on(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ...runtime.errors import InputError
 from ..io.writers import OutputFormat
-from .arrow import pa
+from .arrow import has_dictionary, pa
 
 _GROUP_BYTES = 1 << 26
 _GROUP_ROWS = 1 << 17
@@ -37,7 +37,7 @@ def check_types(output_format: OutputFormat, schema: pa.Schema) -> None:
                 )
         return
     for field in schema:
-        if not pa.types.is_dictionary(field.type) and _has_dictionary(field.type):
+        if not pa.types.is_dictionary(field.type) and has_dictionary(field.type):
             raise InputError(
                 f"the column `{field.name}` has dictionaries inside of {field.type}, which an Arrow file cannot grow",
                 hint="write Parquet: `--output FILE.parquet`",
@@ -55,13 +55,6 @@ def _as_parquet(schema: pa.Schema) -> Any:
     except pa.ArrowException:
         return None
     return found if found.schema_arrow.types == schema.types else None
-
-
-def _has_dictionary(kind: pa.DataType) -> bool:
-    return any(
-        pa.types.is_dictionary(kind.field(number).type) or _has_dictionary(kind.field(number).type)
-        for number in range(kind.num_fields)
-    )
 
 
 def table_writer(output_format: OutputFormat, file: BinaryIO, schema: pa.Schema, *, vectors: int) -> TableWriter:
@@ -95,6 +88,8 @@ class ParquetTable:
 
     def write(self, batch: pa.RecordBatch) -> None:
         columns = [_without_null_values(column) for column in batch.columns]
+        if self._batches and any(map(_are_too_many, self._batches[-1].columns, columns)):
+            self._flush()
         self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._bytes += batch.nbytes
         self._rows += batch.num_rows
@@ -115,6 +110,15 @@ class ParquetTable:
         with contextlib.suppress(Exception):
             self._writer.close()
         self._writer.is_open = False
+
+
+def _are_too_many(before: pa.Array, column: pa.Array) -> bool:
+    """Whether a row group with both would have a dictionary that may be too large for its type to be read."""
+    kind = column.type
+    if not pa.types.is_dictionary(kind) or kind.index_type.bit_width > 16:
+        return False
+    values = len(before.dictionary) + len(column.dictionary)
+    return values > 1 << (kind.index_type.bit_width - 1) and not column.dictionary.equals(before.dictionary)
 
 
 def _without_null_values(column: pa.Array) -> pa.Array:

@@ -28,16 +28,13 @@ from .options import (
     SAMPLING_OPTIONS,
     Text,
     answer_options,
-    context_option,
-    input_format_option,
-    literal_option,
-    max_memory_option,
+    decoder_options,
     once,
-    rates_option,
-    threads_option,
+    passage_options,
+    question_options,
 )
 from .query_warnings import said_of
-from .search import NOTHING_FOUND, passage_options
+from .search import NOTHING_FOUND
 
 if TYPE_CHECKING:
     from ...runtime.decoder.generation import Rates
@@ -66,15 +63,7 @@ if TYPE_CHECKING:
 @click.argument("index", metavar="INDEX")
 @click.argument("question", required=False, type=Text())
 @click.option("--llm", type=BundleType(), metavar="BUNDLE", required=True, help="The LLM that answers.")
-@once("--input", "source", metavar="FILE", help="Read questions from FILE, `-` for stdin.")
-@input_format_option("One question per line, or one per record in --field; other fields are copied to the output.")
-@once(
-    "--field",
-    type=Text(),
-    metavar="NAME",
-    help="JSON field or CSV column that holds the question.  [default: question]",
-)
-@literal_option
+@question_options("question", "questions")
 @click.option(
     "--top-n",
     type=click.IntRange(min=1),
@@ -88,17 +77,14 @@ if TYPE_CHECKING:
     type=float,
     metavar="S",
     help="Say that nothing was found if no passage has a cosine similarity of S; -1 always answers.  "
-    "[default: measured for the embedder, else none]",
+    "[default: 0.27 for all-MiniLM-L6-v2, else none]",
 )
 @passage_options
 @click.option("--show-context", is_flag=True, help="Print the passages that the LLM gets before its answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object with answer, sources and citations.")
 @once("--output", metavar="FILE", help="Write to FILE atomically.")
-@answer_options
-@threads_option
-@context_option
-@max_memory_option
-@rates_option
+@answer_options(length="512, at most a quarter of the context")
+@decoder_options
 def ask(
     *,
     index: str,
@@ -120,6 +106,7 @@ def ask(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Answer a question from an index that `ortkit index` made, with numbered sources.
@@ -145,7 +132,7 @@ def ask(
 
     options = AnswerOptions.from_command_line()
     with open_input(source) as stream, Index.open(index, embedder=bundle) as opened:
-        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(llm, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         answerer = Answerer(
             opened,
@@ -164,6 +151,7 @@ def ask(
             ):
                 stats = _answer_lines(asker, questions_of(Source(stream), input_options, noun="question"), file, shown)
             stats.print(requested=rates)
+            _note_threshold(answerer, mode)
             return
         grounding = asker.prepare(question)
         with open_output(output, keeps=True) as file:
@@ -175,7 +163,19 @@ def ask(
                     asker, grounding, file, name=index, show_context=show_context, plain=output is not None
                 )
         answered.add_to(GenerationStats()).print(requested=rates)
+        if grounding.found:
+            _note_threshold(answerer, mode)
     _end(answered)
+
+
+def _note_threshold(answerer: Answerer, mode: str) -> None:
+    """Say on stderr where nothing tells a question that no passage answers."""
+    if answerer.min_similarity is None and mode != "bm25":
+        say(
+            f"note: no threshold of similarity is known for the embedder `{answerer.index.facts.bundle}`, so the "
+            "nearest passages are used, however far they are; `--min-similarity` sets one",
+            err=True,
+        )
 
 
 @dataclass(frozen=True)

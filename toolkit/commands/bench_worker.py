@@ -196,7 +196,6 @@ def _encoder_figures(model: Embedder | Reranker, seconds: float) -> tuple[float,
 def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, float]:
     """Generated tokens per second, tokens of a prompt per second, and seconds to the first token."""
     from ...runtime.decoder.generation import Steps
-    from ...runtime.decoder.model_runner import ModelRunner
     from ...runtime.decoder.token_choice import TokenChoice
 
     most = decoder.context // 2
@@ -212,8 +211,7 @@ def _decoder_figures(decoder: Decoder, seconds: float) -> tuple[float, float, fl
     def run() -> None:
         # Past any end-of-sequence token, and without prompt lookup, whose gain depends on the text.
         choice = TokenChoice(decoder.facts.vocabulary, max_tokens=answer)
-        forward = ModelRunner(decoder.session, decoder.new_cache())
-        steps = Steps(forward, ids, choice, run_tokens=decoder.run_tokens)
+        steps = Steps(decoder.runner(decoder.new_cache()), ids, choice, run_tokens=decoder.run_tokens)
         for _ in steps:
             pass
         rates.append(steps.rates)

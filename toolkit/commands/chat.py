@@ -22,12 +22,9 @@ from .options import (
     PERFORMANCE_OPTIONS,
     SAMPLING_OPTIONS,
     answer_options,
-    context_option,
+    decoder_options,
     literal_option,
-    max_memory_option,
-    rates_option,
     system_option,
-    threads_option,
 )
 
 
@@ -55,11 +52,8 @@ from .options import (
     show_default=True,
     help="When the context is full: drop the oldest turns, ask first, or stop with an error. A pipe cannot be asked.",
 )
-@answer_options
-@threads_option
-@context_option
-@max_memory_option
-@rates_option
+@answer_options()
+@decoder_options
 def chat(
     *,
     bundle: str,
@@ -69,6 +63,7 @@ def chat(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Chat with a model in the terminal.
@@ -81,7 +76,7 @@ def chat(
 
     refuse_file_path(system, "--system", literal=literal)
     options = AnswerOptions.from_command_line()
-    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+    decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
     print_what_fits(decoder)
     typed = sys.stdin.isatty()
     session = ChatSession(

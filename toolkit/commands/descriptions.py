@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle.manifest import CacheType, Kind, Provider
+from ...runtime.bundle.manifest import CacheType, Kind, PrefillChoice, Provider
 from ...runtime.sizes import mebibytes, megabytes
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def _workers_of(plan: Plan) -> str:
     return f"{plan.workers}: a batch takes the whole device"
 
 
+_PREFILLS = {
+    PrefillChoice.INT8: "through the 8-bit graph for prompts",
+    PrefillChoice.NONE: "through the graph that decodes",
+}
+
+
 def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     """The plan of a decoder on this machine in lines: (label, text)."""
     fits = "the whole context" if plan.fits >= plan.context else f"{plan.fits} of {plan.context} tokens"
@@ -62,6 +68,7 @@ def describe_decoder_plan(plan: DecoderPlan) -> list[tuple[str, str]]:
     return [
         ("CPU", plan.cpu_class.description),
         ("threads", f"{plan.threads}: {plan.cores.reason}"),
+        ("prompts", _PREFILLS[plan.prefill]),
         ("fits", f"{fits}: the KV cache that {room} room for now"),
         ("runs on", f"{plan.provider.value}, onnxruntime {plan.onnxruntime}"),
     ]
@@ -71,11 +78,13 @@ def _describe_footprint(footprint: Footprint, provider: Provider) -> list[tuple[
     """The memory of a decoder in lines: (label, text)."""
     caches = ", ".join(f"{mebibytes(length.cache)} for {length.tokens} tokens" for length in footprint.lengths)
     totals = ", ".join(f"{mebibytes(length.total)} for {length.tokens}" for length in footprint.lengths)
+    size = mebibytes(footprint.prefill_weights)
+    prefill = f", of them {size} of the 8-bit graph for prompts" if footprint.prefill_weights else ""
     beside = "with libraries and the prefill of a long prompt"
     if provider is not Provider.CPU:
         beside = "of GPU memory; the provider's libraries and the prefill of a prompt take more"
     return [
-        ("memory", f"weights {mebibytes(footprint.weights)}, KV cache {caches}"),
+        ("memory", f"weights {mebibytes(footprint.weights)}{prefill}, KV cache {caches}"),
         ("total", f"about {totals}, {beside}"),
     ]
 
@@ -152,6 +161,8 @@ def describe_bundle(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     how = manifest.quantization or manifest.blocks
     if how is not None:
         lines.append((manifest.precision.value, str(how)))
+    if manifest.prefill is not None:
+        lines.append(("prefill", str(manifest.prefill)))
     if manifest.quantization is not None and manifest.quantization.ladder:
         lines.append(("recipes", describe_ladder(manifest.quantization, manifest.kind)))
     certificate = manifest.certificate

@@ -30,14 +30,11 @@ from .options import (
     SAMPLING_OPTIONS,
     Text,
     answer_options,
-    context_option,
+    decoder_options,
     input_format_option,
     literal_option,
-    max_memory_option,
     once,
-    rates_option,
     system_option,
-    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +79,7 @@ if TYPE_CHECKING:
     help="Apply the chat template, or continue the raw text.  [default: --chat if the bundle has a template]",
 )
 @system_option
-@answer_options
+@answer_options()
 @once("--json-schema", metavar="FILE", help="Answer in JSON that follows the JSON schema in FILE.")
 @once("--regex", type=Text(), metavar="R", help="Answer with a text that matches the regular expression R as a whole.")
 @once("--grammar", metavar="FILE", help="Answer with a text of the Lark grammar in FILE.")
@@ -101,10 +98,7 @@ if TYPE_CHECKING:
 @once("--output", metavar="FILE", help="Write to FILE atomically.")
 @once("--save-prefix", metavar="FILE", help="Save the prompt's KV cache to FILE.")
 @once("--load-prefix", metavar="FILE", help="Reuse a KV cache saved with --save-prefix.")
-@threads_option
-@context_option
-@max_memory_option
-@rates_option
+@decoder_options
 def generate(
     *,
     bundle: str,
@@ -127,6 +121,7 @@ def generate(
     threads: int | None,
     context: int | None,
     max_memory: int | None,
+    prefill: str,
     rates: bool,
 ) -> None:
     """Generate text from a prompt: an argument, a file or a pipe.
@@ -152,7 +147,7 @@ def generate(
     with open_input(source) as stream:
         # Without `--input`, a pipe is read if it carries input; this is decided before the model is loaded.
         follows = prompt is not None and (source is not None or carries_input(stream))
-        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory)
+        decoder = Decoder(bundle, threads=threads, context=context, max_memory=max_memory, prefill=prefill)
         print_what_fits(decoder)
         templated = uses_template(decoder, chat=chat, system=system)
         compiled = compile_grammar(decoder, follow)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...runtime.encoder.embedder import Embedder
-    from ..search.chunks import ChunkSettings
     from ..search.facts import IndexFacts, IndexProgress, UpdateReport
     from ..search.folder import FolderRules, SkippedFile
 
@@ -86,7 +85,11 @@ _SHOWN_FILES = 3
     metavar="N",
     help="Tokens that a chunk repeats of the one before.  [default: by the length of chunks]",
 )
-@click.option("--restart", is_flag=True, help="Read and embed everything again.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Build it again: needed for another bundle, folder or length of chunks.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
 @click.option("--verbose", is_flag=True, help="List all skipped files, each with its reason.")
 @max_memory_option
@@ -111,15 +114,12 @@ def index(
     Reads text, Markdown, HTML, CSV, JSONL and source code, and with the extra `docs` PDF and DOCX. An update reads and
     embeds only what changed, and removes what was deleted. Files that cannot be read are listed and left out. An
     interrupted run resumes when repeated. Patterns are those of .gitignore, and so are the files .ortkitignore in the
-    folder. The options of Files are kept in the index: without any, an update follows them, and with some it follows
-    those instead.
+    folder. The index keeps the bundle and the options of Files and Chunks: what is not given stays, with --restart too.
+    With any of the options of Files, all of them are replaced.
     """
     from ..search.index import Index
 
-    embedder, chunking = _embedder(bundle, output, max_memory)
-    if chunking is not None and not restart:
-        chunk_tokens = chunking.max_tokens if chunk_tokens is None else chunk_tokens
-        overlap = chunking.overlap if overlap is None else overlap
+    embedder = _embedder(bundle, output, max_memory, restart=restart)
     rules = _rules(include, exclude, max_file_size, hidden=hidden)
     with (
         indexing_progress() as progress,
@@ -156,8 +156,8 @@ def _rules(
     return FolderRules(include, exclude, most, hidden)
 
 
-def _embedder(bundle: str | None, output: str, max_memory: int | None) -> tuple[Embedder, ChunkSettings | None]:
-    """The embedder of the command line or of the index, and the chunk settings of the index, if there is one.
+def _embedder(bundle: str | None, output: str, max_memory: int | None, *, restart: bool) -> Embedder:
+    """The embedder of the command line or of the index.
 
     Raises InputError where there is neither, and what opening the index raises.
     """
@@ -171,19 +171,20 @@ def _embedder(bundle: str | None, output: str, max_memory: int | None) -> tuple[
         origin = read_index_file(path).origin
     except NotFoundError:
         pass
-    except OrtkitError:
+    except OrtkitError as error:
         # One that cannot be read can be built again, with a bundle.
         if bundle is None:
             raise
-    chunking = None if origin is None else origin.chunking
+        if restart:
+            say(f"note: {error.message}; settings that were not given are the default ones", err=True)
     if bundle is not None:
-        return Embedder(bundle, max_memory=max_memory), chunking
+        return Embedder(bundle, max_memory=max_memory)
     if origin is None:
         raise InputError(
             f"there is no index `{output}` yet, and a new one needs an embedder",
             hint="add `--bundle BUNDLE`; `ortkit list` shows the bundles",
         )
-    return open_embedder(path, origin.bundle, None)[0], chunking
+    return open_embedder(path, origin.bundle, None)[0]
 
 
 @contextmanager

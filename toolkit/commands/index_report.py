@@ -9,7 +9,7 @@ import click
 
 from ...runtime.bundle.folder import MANIFEST
 from ...runtime.bundle.records import write_record
-from ...runtime.sizes import megabytes
+from ...runtime.sizes import as_option, megabytes
 from ..console.terminal import escaped_json, print_table
 from ..search.folder import FolderRules
 
@@ -64,12 +64,12 @@ def inspect_index(name: str, *, as_json: bool) -> None:
 
 
 def described_rules(rules: FolderRules) -> str:
-    """Which files an index has, in words: `*.md, without drafts/, up to 67.1 MB`."""
+    """Which files an index has, in words: `*.md, without drafts/, up to 64M`."""
     named = [
         ", ".join(rules.include) or "all files",
         *([f"without {', '.join(rules.exclude)}"] if rules.exclude else []),
         *(["hidden ones too"] if rules.hidden else []),
-        f"up to {megabytes(rules.max_file_bytes)}",
+        f"up to {as_option(rules.max_file_bytes)}",
         *(["links followed"] if rules.follow_links else []),
         *([f"ignore files {rules.ignore_file}"] if rules.ignore_file != FolderRules.ignore_file else []),
     ]

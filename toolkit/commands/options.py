@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from ...runtime.arguments import size_of
+from ...runtime.bundle.manifest import PrefillChoice
 from ...runtime.errors import InputError
 from ..io.answer_options import META_KEY
 from ..io.input_format import InputFormat, as_typed
+from .bundle_names import BundleType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -82,9 +84,28 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=int, metavar="N", help="Limit of prompt and answer together, in tokens.  [default: the model's]"
 )
+_PREFILL_HELP = (
+    "Bundles of `export --prefill int8`: run prompts through the 8-bit graph, or (none) through the one that decodes. "
+    "auto: the 8-bit one where it is faster on this class of CPU.  [default: auto]"
+)
+_PREFILLS = click.Choice([choice.value for choice in PrefillChoice])
+prefill_option = click.option("--prefill", type=_PREFILLS, default="auto", help=_PREFILL_HELP)
+prefill_setting_option = click.option("--prefill", type=_PREFILLS, help=_PREFILL_HELP)
 rates_option = click.option(
     "--rates", is_flag=True, help="Print token counts and speed to stderr (always printed on a terminal)."
 )
+
+
+def _with_options(command: Function, options: Sequence[Callable[[Function], Function]]) -> Function:
+    """Add options to a command; `--help` shows them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def decoder_options(command: Function) -> Function:
+    """Add the options of a process that runs an LLM."""
+    return _with_options(command, [threads_option, context_option, max_memory_option, prefill_option, rates_option])
 
 
 def release_option(help_text: str) -> Callable[[Function], Function]:
@@ -107,7 +128,7 @@ SAMPLING_OPTIONS = (
     "--temperature --top-k --top-p --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed"
 )
 LENGTH_OPTIONS = "--max-tokens --stop --context"
-PERFORMANCE_OPTIONS = "--threads --max-memory --lookup --rates"
+PERFORMANCE_OPTIONS = "--threads --max-memory --prefill --lookup --rates"
 """Sections of `--help` that `generate` and `chat` share."""
 field_option = once(
     "--field",
@@ -120,6 +141,58 @@ field_option = once(
 literal_option = click.option("--literal", is_flag=True, help="Take arguments as texts even if they are file names.")
 
 
+def question_options(noun: str, nouns: str) -> Callable[[Function], Function]:
+    """Options of commands that take one query or question as an argument, or many from an input."""
+    options = [
+        once("--input", "source", metavar="FILE", help=f"Read {nouns} from FILE, `-` for stdin."),
+        input_format_option(
+            f"One {noun} per line, or one per record in --field; other fields are copied to the output."
+        ),
+        once(
+            "--field",
+            type=Text(),
+            metavar="NAME",
+            help=f"JSON field or CSV column that holds the {noun}.  [default: {noun}]",
+        ),
+        literal_option,
+    ]
+    return lambda command: _with_options(command, options)
+
+
+def passage_options(command: Function) -> Function:
+    """Add the options of `search` and `ask` that choose passages."""
+    options = [
+        click.option(
+            "--reranker",
+            type=BundleType(),
+            metavar="BUNDLE",
+            help="Rerank the best passages with this bundle: slower, and better ordered.",
+        ),
+        click.option(
+            "--path",
+            "paths",
+            multiple=True,
+            type=Text(),
+            metavar="GLOB",
+            help="Search only in files whose path matches, such as `manuals/**` or `*.pdf`; may be repeated.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["hybrid", "vector", "bm25"]),
+            default="hybrid",
+            show_default=True,
+            help="Rank by embeddings and BM25, or by one of them.",
+        ),
+        click.option(
+            "--bundle",
+            type=BundleType(),
+            metavar="BUNDLE",
+            help="Where the bundle of the index is now, if it was moved.",
+        ),
+    ]
+    return _with_options(command, options)
+
+
 def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
     context.meta.setdefault(META_KEY, {})[parameter.name] = value
 
@@ -128,14 +201,14 @@ def _answer_option(name: str, **settings: Any) -> Callable[[Function], Function]
     return click.option(name, expose_value=False, callback=_store, **settings)
 
 
-def answer_options(command: Function) -> Function:
-    """Add the options of AnswerOptions to a command."""
+def answer_options(*, length: str = "as many as fit") -> Callable[[Function], Function]:
+    """Add the options of AnswerOptions to a command; `length` is the default of --max-tokens, in words."""
     options = [
         _answer_option(
             "--max-tokens",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Maximum tokens of an answer.  [default: as many as fit]",
+            help=f"Maximum tokens of an answer.  [default: {length}]",
         ),
         _answer_option(
             "--temperature", type=float, metavar="T", help="0 is greedy decoding; higher values are more random."
@@ -165,6 +238,4 @@ def answer_options(command: Function) -> Function:
             help="Prompt lookup (n-gram speculation): faster where answers quote.  [default: --lookup]",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return lambda command: _with_options(command, options)

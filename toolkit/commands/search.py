@@ -17,8 +17,7 @@ from ..io.questions import check_question, questions_of
 from ..io.streams import open_input, open_output, refuse_input
 from ..io.texts import InputOptions, TextRecord
 from ..io.writers import object_to_json
-from .bundle_names import BundleType
-from .options import Text, input_format_option, literal_option, once
+from .options import Text, once, passage_options, question_options
 from .query_warnings import said_of, without_truncation_warnings
 
 if TYPE_CHECKING:
@@ -32,43 +31,6 @@ NOTHING_FOUND = 1
 _INDENT = "    "
 _WIDEST = 100
 """Columns of a snippet: longer lines are hard to read."""
-
-
-def passage_options(command: Any) -> Any:
-    """The options of `search` and `ask` that choose passages."""
-    for option in reversed(
-        [
-            click.option(
-                "--reranker",
-                type=BundleType(),
-                metavar="BUNDLE",
-                help="Rerank the best passages with this bundle: slower, and better ordered.",
-            ),
-            click.option(
-                "--path",
-                "paths",
-                multiple=True,
-                type=Text(),
-                metavar="GLOB",
-                help="Search only in files whose path matches, such as `manuals/**` or `*.pdf`; may be repeated.",
-            ),
-            click.option(
-                "--mode",
-                type=click.Choice(["hybrid", "vector", "bm25"]),
-                default="hybrid",
-                show_default=True,
-                help="Rank by embeddings and BM25, or by one of them.",
-            ),
-            click.option(
-                "--bundle",
-                type=BundleType(),
-                metavar="BUNDLE",
-                help="Where the bundle of the index is now, if it was moved.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
 
 
 @click.command(
@@ -86,10 +48,7 @@ def passage_options(command: Any) -> Any:
 )
 @click.argument("index", metavar="INDEX")
 @click.argument("query", required=False, type=Text())
-@once("--input", "source", metavar="FILE", help="Read queries from FILE, `-` for stdin.")
-@input_format_option("One query per line, or one per record in --field; other fields are copied to the output.")
-@once("--field", type=Text(), metavar="NAME", help="JSON field or CSV column that holds the query.  [default: query]")
-@literal_option
+@question_options("query", "queries")
 @click.option(
     "--top-n", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Show the best N passages."
 )

@@ -16,7 +16,7 @@ from ...runtime.errors import InputError
 from ..console.help import ExampleCommand
 from ..console.terminal import say
 from .bundle_names import resolve_bundle
-from .options import Size, context_option, max_memory_option, once, threads_option
+from .options import Size, context_option, max_memory_option, once, prefill_setting_option, threads_option
 
 if TYPE_CHECKING:
     from ..server.lifecycle import Opened, Plan
@@ -34,7 +34,7 @@ _INDEX_SUFFIX = ".index"
     cls=ExampleCommand,
     sections={
         "Address": "--host --port --unix-socket --api-keys --allowed-host --cors-origin --page",
-        "Models": "--index --slots --context --prefix-memory --max-memory --threads --verify",
+        "Models": "--index --slots --context --prefix-memory --max-memory --prefill --threads --verify",
         "Limits": (
             "--max-body --max-inputs --max-tokens --max-waiting --max-connections --request-seconds --header-seconds "
             "--idle-seconds --drain-seconds"
@@ -86,6 +86,7 @@ _INDEX_SUFFIX = ".index"
 @context_option
 @click.option("--prefix-memory", type=Size(), metavar="SIZE", help="KV cache to keep for prompts that begin the same.")
 @max_memory_option
+@prefill_setting_option
 @threads_option
 @click.option(
     "--verify/--no-verify", default=None, help="Replay the bundles' certificates first.  [default: --no-verify]"

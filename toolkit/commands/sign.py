@@ -213,8 +213,8 @@ def signer_of(bundle: Bundle, named: tuple[TrustedKey | Certificate, ...]) -> Si
     Raises NotTrustedError where keys are named or in the policy, and the signature is not by one of them. Where only
     the policy has keys, and requires no signature, a bundle may have none.
     """
+    from ...runtime.trust.names import SIGNATURE
     from ...runtime.trust.policy import Policy, verify_bundle
-    from ...runtime.trust.signature import SIGNATURE
 
     policy = Policy.current()
     again, files = type(bundle).unsigned(bundle.path)

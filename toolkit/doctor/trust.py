@@ -10,8 +10,8 @@ from typing import Any
 
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.errors import OrtkitError
+from ...runtime.trust.names import SIGNATURE
 from ...runtime.trust.policy import Policy, read_signature
-from ...runtime.trust.signature import SIGNATURE
 from .finding import Finding, error, failed, note, ok
 
 _PACKAGE_EXIT = 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...runtime.errors import InputError
+from ..console.progress import counted
 from .input_format import TEXT_HINT, InputFormat, Position, Source, decode, decoded
 from .json_values import JsonBuffer, broken, parse_value, quoted
 
@@ -129,7 +130,7 @@ class ItemReader:
                 self.advance(columns=_checked_header(row, where))
             elif len(row) != len(self.position.columns):
                 columns = len(self.position.columns)
-                failed = InputError(f"{where} has {len(row)} columns, and the header {columns}")
+                failed = InputError(f"{where} has {counted(len(row), 'column')}, and the header {columns}")
                 yield FailedRecord(failed, {"line": first}, where, self.source.size - size)
             else:
                 yield Item(dict(zip(self.position.columns, row, strict=True)), where, self.source.size - size)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from ...runtime.decoder.stream import Stream, Token
 from ...runtime.errors import InputError, TextTooLongError
 from ...runtime.text.messages import SYSTEM, USER, Message
+from ...runtime.text.sentences import sentence_ends
 from .citations import CitationReader, without_citations
 from .documents.source_code import SUFFIXES
 from .hits import Hit, SearchMode
-from .sentences import sentence_ends
 from .snippets import heading_of
 
 if TYPE_CHECKING:

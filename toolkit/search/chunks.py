@@ -336,13 +336,17 @@ def _checked_settings(max_tokens: int | None, overlap: int | None, *, most: int,
         raise InputError(f"chunks of {length} tokens are longer than the model's limit of {most} tokens")
     if length < around + _FEWEST_TOKENS:
         raise InputError(
-            f"chunks of {length} tokens are too short: {around} are special tokens or the model's prompt",
+            f"a chunk of {_tokens(length)} is too short: {around} are special tokens or the model's prompt",
             hint=f"give at least {around + _FEWEST_TOKENS}",
         )
     repeated = int(length * _OVERLAP_SHARE) if overlap is None else overlap
     if not 0 <= repeated <= length // 2:
         raise InputError(f"the overlap must be from 0 to {length // 2} tokens, half of a chunk, not {repeated}")
     return ChunkSettings(length, repeated)
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
 
 
 def _weight(start: int, end: int) -> int:

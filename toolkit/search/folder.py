@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import InputError, MissingPartError, NotFoundError
-from ...runtime.sizes import megabytes
+from ...runtime.sizes import as_option
 from .globs import Globs
 
 if TYPE_CHECKING:
@@ -237,8 +237,7 @@ class _Walk:
             return SkippedFile(name, "is a file that is read by an earlier name")
         self.read.add((status.st_dev, status.st_ino))
         if status.st_size > self.rules.max_file_bytes:
-            limit = megabytes(self.rules.max_file_bytes)
-            return SkippedFile(name, f"has {megabytes(status.st_size)}, and the limit is {limit}")
+            return SkippedFile(name, f"is larger than the limit of {as_option(self.rules.max_file_bytes)}")
         return FoundFile(name, self.folder / name, status.st_size, status.st_mtime_ns)
 
     def _ignore_file(self, found: list[os.DirEntry[str]], prefix: str) -> list[_IgnoreFile]:
@@ -255,7 +254,7 @@ def _ignore_lines(path: Path) -> list[str]:
         with path.open("rb") as file:
             content = file.read(_MAX_IGNORE_FILE + 1)
         if len(content) > _MAX_IGNORE_FILE:
-            raise InputError(f"the ignore file `{path}` has more than {megabytes(_MAX_IGNORE_FILE)}")
+            raise InputError(f"the ignore file `{path}` has more than {as_option(_MAX_IGNORE_FILE)}")
         return content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"the ignore file `{path}` cannot be read: {error.strerror or error}") from error

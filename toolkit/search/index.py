@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,11 @@ from ...runtime.arguments import checked_flag, checked_integer, checked_path
 from ...runtime.bundle.records import choice
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.encoder.reranker import Reranker
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, OrtkitError
+from ...runtime.session.closing import Closable
 from ...runtime.text.tokenizer import checked_text
 from .bundle_of_index import open_embedder
-from .chunks import Chunker
+from .chunks import Chunker, ChunkSettings
 from .facts import IndexFacts, IndexProgress, UpdateReport
 from .folder import FolderRules
 from .hits import Hit, SearchMode
@@ -32,7 +32,7 @@ from .storage.vectors import unit_rows
 from .update import update
 
 
-class Index:
+class Index(Closable):
     """The index of a folder's files: hybrid search by embeddings and BM25. Thread-safe.
 
     A reader sees one generation, whatever writers do meanwhile, until `reload`. Searches are exact: every embedding is
@@ -57,7 +57,6 @@ class Index:
         """What `build` did; None for an index that was opened."""
         self._snapshot = snapshot
         self._owned = owned
-        self._closed = False
         self._reloading = threading.Lock()
 
     @classmethod
@@ -77,8 +76,10 @@ class Index:
 
         A file is unchanged where its size and time of change are, or else its sha256. What cannot be read is listed in
         `update_report`. An interrupted run resumes. `restart` rebuilds it; readers see the old one until it is done.
-        The `rules` are kept in the index: None takes those, and for a new index the default ones. `progress` is called
-        for each file and each batch of the embedder, one call at a time, also on worker threads.
+        The index keeps `rules`, `chunk_tokens` and `overlap`: None takes those of the index, also with `restart`, and
+        for a new index the default ones. Tokens are counted by the embedder, so with another bundle the lengths of
+        chunks are default ones too. `progress` is called for each file and each batch of the embedder, one call at a
+        time, also on worker threads.
 
         Raises InputError for an index of another bundle, folder or chunk size without `restart`, and where nothing can
         be indexed; NotFoundError for a missing folder; OutputError where the index cannot be written, and while another
@@ -95,7 +96,7 @@ class Index:
                 source,
                 model,
                 rules=rules,
-                chunker=Chunker(model, max_tokens=chunk_tokens, overlap=overlap),
+                chunker=_chunker(target, model, chunk_tokens, overlap),
                 restart=restart,
                 progress=progress,
             )
@@ -186,6 +187,7 @@ class Index:
         while not (snapshot := self._snapshot).acquire():
             self._check_open()
         try:
+            snapshot.check_files()
             yield snapshot
         finally:
             snapshot.release()
@@ -221,15 +223,6 @@ class Index:
         if self._owned:
             self.embedder.close()
 
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __reduce__(self) -> NoReturn:
         """Open files are of their process."""
         raise TypeError(f"Index cannot be pickled: open it in each process, `Index.open({str(self.path)!r})`")
@@ -239,10 +232,31 @@ class Index:
         facts = f"{index.files} files, {index.chunks} chunks, {index.origin.bundle.name}"
         return f"<Index {str(self.path)!r}: {facts}{', closed' if self._closed else ''}>"
 
-    def _check_open(self) -> None:
-        if self._closed:
-            path = str(self.path)
-            raise InputError(f"the Index `{path}` is closed", hint=f"open it again: `Index.open({path!r})`")
+    def _closed_error(self) -> InputError:
+        path = str(self.path)
+        return InputError(f"the Index `{path}` is closed", hint=f"open it again: `Index.open({path!r})`")
+
+
+def _chunker(path: Path, embedder: Embedder, max_tokens: int | None, overlap: int | None) -> Chunker:
+    """The chunker of these settings; what is not given is that of the index at `path`, if this is its bundle."""
+    try:
+        origin = read_index_file(path).origin
+    except OrtkitError:
+        # `update` says why, if the index is not rebuilt.
+        return Chunker(embedder, max_tokens=max_tokens, overlap=overlap)
+    known = origin.chunking
+    if origin.bundle.digest != embedder.bundle.digest:
+        return Chunker(embedder, max_tokens=max_tokens, overlap=overlap)
+    if max_tokens is None:
+        max_tokens = known.max_tokens
+    if overlap is None and (max_tokens == known.max_tokens or not _is_default(embedder, known)):
+        overlap = known.overlap
+    return Chunker(embedder, max_tokens=max_tokens, overlap=overlap)
+
+
+def _is_default(embedder: Embedder, known: ChunkSettings) -> bool:
+    """Whether the overlap is that which chunks of this length have by default."""
+    return known.overlap == Chunker(embedder, max_tokens=known.max_tokens).settings.overlap
 
 
 def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:

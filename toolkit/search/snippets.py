@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...runtime.text.sentences import sentence_spans
 from .characters import whole_characters
-from .sentences import sentence_spans
 
 if TYPE_CHECKING:
     from ...runtime.encoder.embedder import Embedder

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.arguments import size_of
+from ...runtime.bundle.manifest import PrefillChoice
 from ...runtime.errors import InputError, NotFoundError
 from ...runtime.trust.ownership import check_ownership
 from ..console.help import close_names
@@ -80,6 +81,8 @@ class ServerSettings:
     """Bytes of KV cache that is kept for prompts that begin the same; None: decided by the batch."""
     max_memory: int | None = None
     """Bytes that the process may take, with all models; None: ORTKIT_MAX_MEMORY, or all there is."""
+    prefill: str = "auto"
+    """A PrefillChoice: whether prompts go through an LLM's 8-bit graph for prompts, where its bundle has one."""
     threads: int | None = None
     """Threads of each model; None: one for each usable CPU core."""
     verify: bool = False
@@ -226,6 +229,10 @@ def _texts(value: object, _folder: Path) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and is_valid else None
 
 
+def _prefill(value: object, _folder: Path) -> str | None:
+    return value if isinstance(value, str) and value in list(PrefillChoice) else None
+
+
 def _size(value: object, _folder: Path) -> int | None:
     if type(value) is int and value > 0:
         return value
@@ -245,6 +252,7 @@ _BY_NAME: dict[str, tuple[str, Callable[[object, Path], object]]] = {
     "max_body": _SIZE,
     "prefix_memory": _SIZE,
     "max_memory": _SIZE,
+    "prefill": ("`auto`, `int8` or `none`", _prefill),
 }
 _BY_ANNOTATION: Mapping[str, tuple[str, Callable[[object, Path], object]]] = {
     "str": ("a string", _text),

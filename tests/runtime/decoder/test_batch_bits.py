@@ -29,6 +29,7 @@ FAMILIES: dict[str, Callable[[Path], Bundle]] = {
     "4 bits in groups of 64": lambda folder: write_quantized(folder, block=64),
     "4 bits in groups of 128, window": lambda folder: write_quantized(folder, block=128, window=50),
     "8 bits in groups of 128": lambda folder: write_quantized(folder, block=128, bits=8),
+    "8-bit graph for prompts": lambda folder: write_quantized(folder, prefill=True),
     "heads of 256": lambda folder: write_quantized(folder, head_size=256),
 }
 
@@ -39,7 +40,9 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Decode
 
     def opened(family: str) -> Decoder:
         if family not in made:
-            made[family] = Decoder(FAMILIES[family](tmp_path_factory.mktemp("batch") / "m"), threads=1)
+            bundle = FAMILIES[family](tmp_path_factory.mktemp("batch") / "m")
+            prefill = "none" if bundle.manifest.prefill is None else "int8"
+            made[family] = Decoder(bundle, threads=1, prefill=prefill)
         return made[family]
 
     return opened

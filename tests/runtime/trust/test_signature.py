@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ortkit import MissingPartError, NotTrustedError, OrtkitError
 from ortkit.exporters.packaging.sign import SigningKey, sign_files
 from ortkit.runtime.trust import public_key, signature
+from ortkit.runtime.trust.names import LARGEST_SIGNATURE
 from ortkit.runtime.trust.public_key import TrustedKey, has_cryptography
-from ortkit.runtime.trust.signature import LARGEST_SIGNATURE, pre_authentication_encoding, verify_signature
+from ortkit.runtime.trust.signature import pre_authentication_encoding, verify_signature
 from ortkit.runtime.trust.x509 import Certificate, read_certificates
 from tests.signers import CODE_SIGNING, issue, issue_authority, new_key, signing_key, trusted
 

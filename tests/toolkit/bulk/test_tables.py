@@ -22,13 +22,9 @@ from ortkit import Bundle, Embedder, Embeddings
 from ortkit.bulk import Embed
 from ortkit.toolkit.bulk import table_output
 from tests.commands import Finished
+from tests.toolkit.embed_runs import Killed, break_after, names
 
 Ortkit = Callable[..., Finished]
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.encoder.base.CHUNK", 8)
 
 
 def corpus(rows: int) -> pa.Table:
@@ -75,10 +71,6 @@ def read(path: Path) -> pa.Table:
 
 def vectors_of(table: pa.Table, name: str = "embedding") -> bytes:
     return np.asarray(table[name].combine_chunks().drop_null().flatten()).tobytes()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("output", ["out.parquet", "out.arrow", "out.feather"])
@@ -208,7 +200,7 @@ def test_csv_and_text_become_columns_of_strings(ortkit: Ortkit, small_embedder: 
     assert found["id"].to_pylist() == ["01", None, "3", None]
     assert found["body"].to_pylist() == ["the fox", None, "a dog,\nlazy", None]
     assert found["why"].to_pylist() == [
-        *(None, "line 3 has 1 columns, and the header 2", None),
+        *(None, "line 3 has 1 column, and the header 2", None),
         "line 6 is not valid UTF-8 at byte 3",
     ]
     assert vectors_of(found, "vector") == Embedder(small_embedder).embed(["the fox", "a dog,\nlazy"]).tobytes()
@@ -494,26 +486,6 @@ def test_without_pyarrow_the_extra_is_named(ortkit: Ortkit, tmp_path: Path, monk
         "error: Parquet and Arrow tables need the Python package `pyarrow`, which is not installed\n\n"
         "hint: install it: `pip install 'ortkit[arrow]'`\n",
     )
-
-
-class Killed(BaseException):
-    """Simulates the end of the process."""
-
-
-def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
-    """Raise Killed after some chunks; returns the sizes of the embedded ones."""
-    embedded: list[int] = []
-    real = Embedder.embed_with_report
-
-    def counted(self: Embedder, texts: Sequence[str], **options: object) -> Embeddings:
-        if len(embedded) == chunks:
-            raise Killed
-        if texts:
-            embedded.append(len(texts))
-        return real(self, texts, **options)
-
-    monkeypatch.setattr(Embedder, "embed_with_report", counted)
-    return embedded
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -22,6 +22,7 @@ from ortkit import Bundle, Embedder, Embeddings
 from ortkit.toolkit.io.resumable import OutputFiles, locked
 from tests.commands import Finished, lines_on_terminal, on_terminal
 from tests.tampered import changed_bundle, without_special_tokens
+from tests.toolkit.embed_runs import Killed, break_after, names
 
 Ortkit = Callable[..., Finished]
 
@@ -49,21 +50,12 @@ ERRORS = [
 ]
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.encoder.base.CHUNK", 8)
-
-
 def write_corpus(path: Path, count: int) -> Path:
     """JSONL with every 50th line invalid."""
     texts = [{"id": number, "text": f"pump {'word ' * (number % 9)}{number}"} for number in range(count)]
     lines = ["broken" if text["id"] % 50 == 7 else json.dumps(text) for text in texts]
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
@@ -186,26 +178,6 @@ def test_an_unreadable_input_is_reported(ortkit: Ortkit, tiny_bundle: Bundle, tm
 
     assert finished == Finished(2, b"", "error: `/proc/self/mem` cannot be read: Input/output error\n")
     assert names(tmp_path) == []
-
-
-class Killed(BaseException):
-    """Simulates the end of the process."""
-
-
-def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> list[int]:
-    """Raise Killed after some chunks; returns the sizes of the embedded ones."""
-    embedded: list[int] = []
-    real = Embedder.embed_with_report
-
-    def counted(self: Embedder, texts: Sequence[str], **options: object) -> Embeddings:
-        if len(embedded) == chunks:
-            raise Killed
-        if texts:
-            embedded.append(len(texts))
-        return real(self, texts, **options)
-
-    monkeypatch.setattr(Embedder, "embed_with_report", counted)
-    return embedded
 
 
 @pytest.mark.usefixtures("small_chunks")

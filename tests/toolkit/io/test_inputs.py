@@ -153,7 +153,7 @@ def test_prose_stays_prose(content: bytes) -> None:
         (b'{"data": [{"text": "a"}]}', "line 1 has no text in a field `text`; its fields are `data`"),
         (b"[" * 100_000, "the JSON in line 1 is nested too deeply"),
         (b'[\n"\xff"]', "the JSON is not valid UTF-8"),
-        (b"id,text\n1\n", "line 2 has 1 columns, and the header 2"),
+        (b"id,text\n1\n", "line 2 has 1 column, and the header 2"),
         (b"text,text\na,b\n", "the header in line 1 has `text` more than once"),
         (b'id,text\n1,"a\n2,b\n', "the row that begins in line 2 is not valid CSV: unexpected end of data"),
         (b"id,text\r1,a\r", "line 1 is not valid CSV: it has a carriage return inside of a line"),
@@ -216,7 +216,7 @@ def test_a_table_continues_after_an_invalid_row() -> None:
     assert [item.where for item in items] == [f"line {number}" for number in (2, 3, 4, 5, 6, 9)]
     assert [item.value["text"] for item in items if isinstance(item, Item)] == ["a", "d\ne", "f"]
     assert [item.error.message for item in items if isinstance(item, FailedRecord)] == [
-        "line 3 has 1 columns, and the header 2",
+        "line 3 has 1 column, and the header 2",
         "line 4 is not valid CSV: ',' expected after '\"'",
         "line 5 is not valid UTF-8 at byte 3",
     ]

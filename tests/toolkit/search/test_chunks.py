@@ -382,7 +382,7 @@ def test_settings_are_those_of_the_model_by_default(word_piece: Path) -> None:
     ("max_tokens", "overlap", "message"),
     [
         (513, None, "chunks of 513 tokens are longer than the model's limit of 512 tokens"),
-        (17, None, "chunks of 17 tokens are too short: 2 are special tokens or the model's prompt"),
+        (17, None, "a chunk of 17 tokens is too short: 2 are special tokens or the model's prompt"),
         (64, 33, "the overlap must be from 0 to 32 tokens, half of a chunk, not 33"),
         (64, -1, "the overlap must be from 0 to 32 tokens, half of a chunk, not -1"),
     ],

@@ -354,6 +354,29 @@ def test_other_chunks(index: Index) -> None:
     assert index.facts.chunking.max_tokens == 32
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_chunk_settings_that_are_not_given_stay(
+    tmp_path: Path, manuals: Path, tiny_embedder: Embedder, *, restart: bool
+) -> None:
+    for name, overlap in (("default", None), ("chosen", 3)):
+        path = tmp_path / name
+        Index.build(path, manuals, tiny_embedder, chunk_tokens=48, overlap=overlap).close()
+        with Index.build(path, manuals, tiny_embedder, restart=restart) as kept:
+            assert (kept.facts.chunking.max_tokens, kept.facts.chunking.overlap) == (48, overlap or 7)
+
+
+def test_the_overlap_follows_the_length_unless_it_was_chosen(
+    tmp_path: Path, manuals: Path, tiny_embedder: Embedder
+) -> None:
+    """15% of the length, as `Chunker` says: 20 of 64 tokens would be refused for 32."""
+    for name, overlap, expected in (("default", None, 4), ("chosen", 3, 3)):
+        Index.build(tmp_path / name, manuals, tiny_embedder, chunk_tokens=64, overlap=overlap).close()
+        with Index.build(tmp_path / name, manuals, tiny_embedder, chunk_tokens=32, restart=True) as made:
+            assert (made.facts.chunking.max_tokens, made.facts.chunking.overlap) == (32, expected)
+    with pytest.raises(InputError, match="the overlap must be from 0 to 16 tokens, half of a chunk, not 20"):
+        Index.build(tmp_path / "chosen", manuals, tiny_embedder, chunk_tokens=32, overlap=20, restart=True)
+
+
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_embedder(tmp_path_factory.mktemp("bundles") / "dense", dense=True)
@@ -370,8 +393,9 @@ def test_another_bundle(index: Index, manuals: Path, other_bundle: Bundle) -> No
     assert caught.value.exit_code == 7
     assert "--restart" in str(caught.value.hint)
     # A reader of the old one continues, and does not take vectors of another model.
-    with Index.build(index.path, manuals, other_bundle.path, chunk_tokens=48, restart=True) as made:
+    with Index.build(index.path, manuals, other_bundle.path, restart=True) as made:
         assert made.facts.dimension == 6
+        assert made.facts.chunking.max_tokens == 64, "its own default: tokens of one embedder are not those of another"
         assert made.search("fox")
     assert index.search("fox")
     with pytest.raises(BundleError, match="is another"):
@@ -608,6 +632,33 @@ def test_a_file_that_is_cut_or_missing(name: str, index: Index) -> None:
         again(index)
     assert again(index, restart=True).wrote
     assert index.reload()
+
+
+@pytest.mark.parametrize("name", ["vectors-*.npy", "rows-*.npy", "texts-*.sqlite"])
+def test_a_file_that_is_cut_while_it_is_open(name: str, index: Index, manuals: Path, tiny_embedder: Embedder) -> None:
+    """Reading mapped pages of it would end the process (SIGBUS)."""
+    path = damaged(index, name)
+    content = path.read_bytes()
+    assert index.search("fox")
+    for size in (0, len(content) - 1):
+        os.truncate(path, size)
+        for mode in ("hybrid", "bm25", "vector"):
+            with pytest.raises(BundleError) as caught:
+                index.search("fox", mode=mode)
+            assert caught.value.message == (
+                f"`{path}` has {size} bytes instead of {len(content)}: the index is damaged"
+            )
+            assert caught.value.exit_code == 7
+    # A copy that is whole again.
+    path.write_bytes(content)
+    assert index.search("fox")
+    # A file that a writer removed has no name, and its size still.
+    with Index.build(index.path, manuals, tiny_embedder, restart=True) as newer:
+        assert newer.search("fox")
+        assert not path.exists()
+        assert index.search("fox")
+    index.close()
+    index.close()
 
 
 def test_arrays_of_another_shape(index: Index) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ....runtime.sizes import megabytes
+from ....runtime.sizes import as_option
 from .document import Passage, Place, ReadingReport, UnreadableFileError
 from .encoding import clean
 from .headings import Headings
@@ -64,8 +64,8 @@ def _check_sizes(path: Path) -> None:
     xml = sum(part.file_size for part in parts if part.filename.lower().endswith((".xml", ".rels")))
     if len(parts) > _MAX_PARTS or total > _MAX_UNPACKED or xml > _MAX_XML:
         raise UnreadableFileError(
-            f"unpacks to {len(parts):,} parts and {megabytes(total)}, {megabytes(xml)} of them XML; the limits are "
-            f"{_MAX_PARTS:,} parts, {megabytes(_MAX_UNPACKED)} and {megabytes(_MAX_XML)}"
+            f"unpacks to {len(parts):,} parts and {as_option(total)}, {as_option(xml)} of them XML; the limits are "
+            f"{_MAX_PARTS:,} parts, {as_option(_MAX_UNPACKED)} and {as_option(_MAX_XML)}"
         )
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ....runtime.child_process import limit_memory, python_command
-from ....runtime.sizes import mebibytes, megabytes
+from ....runtime.sizes import as_option
 from ..folder import FoundFile
 from .content import opened
 from .document import Passage, Place, ReadingReport, UnreadableFileError
@@ -226,7 +226,7 @@ def _answer(kind: str, path: str, out: int) -> None:
     except UnreadableFileError as error:
         send(error=error.message, hint=error.hint)
     except MemoryError:
-        send(error=f"is {_NAMES[kind]} that takes more than {mebibytes(MEMORY)} of memory", hint=None)
+        send(error=f"is {_NAMES[kind]} that takes more than {as_option(MEMORY)} of memory", hint=None)
     # Whatever a library raises for a hostile file; its message may quote the file.
     except Exception as error:  # noqa: BLE001
         send(error=f"is {_NAMES[kind]} that cannot be read: {type(error).__name__}", hint=None)
@@ -240,7 +240,7 @@ def _send_passages(kind: str, path: Path, report: ReadingReport, send: Callable[
     for passage in _passages(kind, path, report, lambda title: send(title=title)):
         characters += len(passage.text)
         if characters > _MAX_TEXT:
-            raise UnreadableFileError(f"has more than {megabytes(_MAX_TEXT)} of text")
+            raise UnreadableFileError(f"has more than {as_option(_MAX_TEXT)} of text")
         if len(part) == _AT_ONCE or (part and part[-1].place.page != passage.place.page):
             send(passages=[_packed(one) for one in part])
             part = []

@@ -30,8 +30,7 @@ def read_pdf(path: Path, report: ReadingReport, titled: Callable[[str], None]) -
                 raise UnreadableFileError("is encrypted", hint="save it without a password, for example with `qpdf`")
             pages = len(reader.pages)
         except DependencyError as error:
-            hint = "for files without a password: `pip install cryptography`"
-            raise UnreadableFileError("is encrypted", hint=hint) from error
+            raise _needs_cryptography() from error
         # pypdf's own errors, and those that it does not foresee in damaged files.
         except (PyPdfError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
             if isinstance(error, UnreadableFileError):
@@ -45,13 +44,25 @@ def read_pdf(path: Path, report: ReadingReport, titled: Callable[[str], None]) -
         yield from _pages(reader, pages, report)
 
 
+def _needs_cryptography() -> UnreadableFileError:
+    """The error for AES without its package, which is found out at the password or, with AES-128, at the first page."""
+    return UnreadableFileError(
+        "is encrypted with AES",
+        hint="install `cryptography`, or save the file without encryption, for example with `qpdf`",
+    )
+
+
 def _pages(reader: object, pages: int, report: ReadingReport) -> Iterator[Passage]:
+    from pypdf.errors import DependencyError
+
     found = False
     for number in range(1, pages + 1):
         try:
             text = reader.pages[number - 1].extract_text()  # type: ignore[attr-defined]
         except (MemoryError, KeyboardInterrupt):
             raise
+        except DependencyError as error:
+            raise _needs_cryptography() from error
         # Whatever a library raises for a damaged page; the others are read.
         except Exception as error:  # noqa: BLE001
             report.skip(f"page {number} is damaged: {type(error).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import PurePosixPath
 
 from ...io.magic_bytes import PDF, ZIP, binary_format_of, compression_of
@@ -72,10 +71,10 @@ def _read(found: FoundFile, report: ReadingReport) -> tuple[str, list[Passage] |
         read = read_with_library("pdf", found, report)
         return read.title, read.passages
     if head.startswith(ZIP):
-        _refuse_other_archives(found)
+        _refuse_other_archives(found, suffix)
         read = read_with_library("docx", found, report)
         return read.title, read.passages
-    _refuse_binary(head, found)
+    _refuse_binary(head)
     if suffix in _HTML or _begins_as_html(head, suffix):
         return _html(found, report)
     if suffix in _TABLES:
@@ -110,20 +109,21 @@ def _begins_as_html(head: bytes, suffix: str) -> bool:
     return start.startswith(_HTML_BEGINNINGS) and (not start.startswith(b"<?xml") or b"<html" in start)
 
 
-def _refuse_other_archives(found: FoundFile) -> None:
-    """Raise UnreadableFileError for a ZIP archive that is not DOCX."""
+def _refuse_other_archives(found: FoundFile, suffix: str) -> None:
+    """Raise UnreadableFileError for a ZIP archive that is not DOCX, nor by its name a damaged one."""
     content = content_of(found)
     kind = next((kind for part, kind in _OFFICE.items() if part in content), None)
-    if kind is None:
-        raise UnreadableFileError("is a ZIP archive", hint=f"unpack it: `unzip {_quoted(found)}`")
+    if kind is None and suffix != ".docx":
+        raise UnreadableFileError("is a ZIP archive", hint="unpack it: `unzip FILE`")
     if kind:
         raise UnreadableFileError(f"is {kind}", hint=_OFFICE_HINTS[kind])
 
 
-def _refuse_binary(head: bytes, found: FoundFile) -> None:
+def _refuse_binary(head: bytes) -> None:
+    # No hint names the file: files are listed by their reasons.
     compression = compression_of(head)
     if compression is not None:
-        hint = f"unpack it: `{compression.command} {_quoted(found)} > ...`"
+        hint = f"unpack it: `{compression.command} FILE > ...`"
         raise UnreadableFileError(f"is compressed with {compression.name}", hint=hint)
     for start, (reason, advice) in _OTHERS.items():
         if head.startswith(start):
@@ -133,10 +133,6 @@ def _refuse_binary(head: bytes, found: FoundFile) -> None:
         raise UnreadableFileError(f"is not text: it is {binary}")
     at, magic = _TAR
     if head[at : at + len(magic)] == magic:
-        raise UnreadableFileError("is a tar archive", hint=f"unpack it: `tar -xf {_quoted(found)}`")
+        raise UnreadableFileError("is a tar archive", hint="unpack it: `tar -xf FILE`")
     # Before the whole of a large file is read.
     check_text(head)
-
-
-def _quoted(found: FoundFile) -> str:
-    return shlex.quote(found.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

@@ -197,14 +197,17 @@ def _check_names(index: IndexFile) -> None:
 def check_sizes(folder: Path, index: IndexFile) -> None:
     """Raise BundleError where a file of this generation is cut or longer; FileNotFoundError where it is missing."""
     for name, size in index.sizes.items():
-        status = (folder / name).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"`{folder / name}` is not a regular file: the index is damaged", hint=BUILD_AGAIN)
-        if status.st_size != size:
-            raise BundleError(
-                f"`{folder / name}` has {status.st_size} bytes instead of {size}: the index is damaged",
-                hint=BUILD_AGAIN,
-            )
+        check_size(folder / name, (folder / name).stat(), size)
+
+
+def check_size(path: Path, status: os.stat_result, size: int) -> None:
+    """Raise BundleError for a file of an index that is cut or longer, or is not a regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"`{path}` is not a regular file: the index is damaged", hint=BUILD_AGAIN)
+    if status.st_size != size:
+        raise BundleError(
+            f"`{path}` has {status.st_size} bytes instead of {size}: the index is damaged", hint=BUILD_AGAIN
+        )
 
 
 def missing(folder: Path, error: FileNotFoundError) -> BundleError:

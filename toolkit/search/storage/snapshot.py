@@ -20,7 +20,8 @@ from ....runtime.session.cores import find_cores
 from ..chunks import Chunk
 from ..globs import Globs
 from . import full_text
-from .index_file import BUILD_AGAIN, IndexFile, check_sizes, missing, read_index_file, rows_name, texts_name
+from .index_file import BUILD_AGAIN, IndexFile, missing, read_index_file, rows_name, texts_name
+from .open_files import OpenFiles
 from .store import check_schema, chunk_of, connect, file_name, in_parts, read_names, sqlite_errors, value_errors
 from .vectors import Segment, Vectors, mapped
 
@@ -67,7 +68,7 @@ class Snapshot:
     def __init__(self, folder: Path, index: IndexFile) -> None:
         """Open the files; raises FileNotFoundError where one is missing, and BundleError for a damaged one."""
         self.folder, self.index = folder, index
-        check_sizes(folder, index)
+        self._files = OpenFiles(folder, index)
         segments = [Segment.open(folder, record, index.origin.bundle.dimension) for record in index.segments]
         rows = mapped(folder / rows_name(index.generation), "<i8", (2, index.rows))
         self.vectors = Vectors(segments, *rows)
@@ -117,6 +118,10 @@ class Snapshot:
                 index = newer
         raise BundleError(f"the index `{folder}` was replaced {_ATTEMPTS} times while it was opened")
 
+    def check_files(self) -> None:
+        """Raise BundleError where a file was cut since it was opened; each search asks before it reads."""
+        self._files.check()
+
     def acquire(self) -> bool:
         """Keep it open until `release`; False where it was retired meanwhile."""
         with self._lock:
@@ -141,6 +146,7 @@ class Snapshot:
                 return
             self.beside.shutdown(wait=False)
             self._close_connections()
+            self._files.close()
 
     def _close_connections(self) -> None:
         while not self._connections.empty():

@@ -255,7 +255,11 @@ def open_model(
         from ....runtime.decoder.decoder import Decoder
 
         decoder = Decoder(
-            bundle, threads=settings.threads, context=_context(bundle, settings), max_memory=settings.max_memory
+            bundle,
+            threads=settings.threads,
+            context=_context(bundle, settings),
+            max_memory=settings.max_memory,
+            prefill=settings.prefill,
         )
         batch = Batch(decoder, slots=settings.slots, prefix_bytes=settings.prefix_memory, waiting=settings.max_waiting)
         return ServedModel(name, decoder, fingerprint, batch=batch, digest=digest)

@@ -186,7 +186,7 @@ def test_a_zip_bomb_is_refused_by_its_declared_sizes(tmp_path: Path) -> None:
     error = refusal(tmp_path, "a.docx", bomb)
 
     assert error.message == (
-        "unpacks to 17 parts and 137.1 MB, 137.1 MB of them XML; the limits are 20,000 parts, 536.9 MB and 134.2 MB"
+        "unpacks to 17 parts and 130.8M, 130.8M of them XML; the limits are 20,000 parts, 512M and 128M"
     )
 
 

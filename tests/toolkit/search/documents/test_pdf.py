@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,9 @@ PAGES = (
 )
 
 
-def pdf_of(pages: Sequence[Sequence[str]], *, title: str | None = None, password: str | None = None) -> bytes:
+def pdf_of(
+    pages: Sequence[Sequence[str]], *, title: str | None = None, password: str | None = None, algorithm: str = "AES-256"
+) -> bytes:
     """A PDF with a line of text for each string; an empty one leaves a gap."""
     writer = PdfWriter()
     font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica", "/Encoding": "/WinAnsiEncoding"}
@@ -39,7 +41,7 @@ def pdf_of(pages: Sequence[Sequence[str]], *, title: str | None = None, password
     if title is not None:
         writer.add_metadata({"/Title": title})
     if password is not None:
-        writer.encrypt(password, owner_password="owner", algorithm="AES-256")
+        writer.encrypt(password, owner_password="owner", algorithm=algorithm)
     file = io.BytesIO()
     writer.write(file)
     return file.getvalue()
@@ -72,6 +74,39 @@ def test_encrypted_pdfs(tmp_path: Path) -> None:
 
     assert error.message == "is encrypted"
     assert error.hint == "save it without a password, for example with `qpdf`"
+
+
+@pytest.fixture
+def without_cryptography(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Readers find neither of the packages that pypdf decrypts AES with, which the extra `docs` does not have."""
+    for name in ("cryptography", "Crypto"):
+        package = tmp_path / "without" / name / "__init__.py"
+        package.parent.mkdir(parents=True)
+        package.write_text("raise ImportError('not installed')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "without"))
+    _PROCESS.end()
+    yield
+    _PROCESS.end()
+
+
+@pytest.mark.usefixtures("without_cryptography")
+@pytest.mark.parametrize("algorithm", ["AES-128", "AES-256", "AES-256-R5"])
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_aes_without_its_package(tmp_path: Path, algorithm: str, password: str) -> None:
+    error = refusal(tmp_path, "a.pdf", pdf_of([["Secret."]], title="Plans", password=password, algorithm=algorithm))
+
+    # Their passwords are checked without AES.
+    if password and algorithm in ("AES-128", "AES-256-R5"):
+        assert error.message == "is encrypted"
+        assert error.hint == "save it without a password, for example with `qpdf`"
+        return
+    assert error.message == "is encrypted with AES"
+    assert error.hint == "install `cryptography`, or save the file without encryption, for example with `qpdf`"
+
+
+@pytest.mark.usefixtures("without_cryptography")
+def test_rc4_needs_no_package(tmp_path: Path) -> None:
+    assert texts(tmp_path, "a.pdf", pdf_of([["Open."]], password="", algorithm="RC4-128")) == ["Open."]
 
 
 def test_a_pdf_without_a_text_layer(tmp_path: Path) -> None:
@@ -160,7 +195,7 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     error = refusal(tmp_path, "a.pdf", pdf_of([["One."]]))
     _PROCESS.end()
 
-    assert error.message == "is a PDF that takes more than 2,048 MiB of memory"
+    assert error.message == "is a PDF that takes more than 2G of memory"
 
 
 def test_a_reader_that_crashes_is_started_again(tmp_path: Path) -> None:

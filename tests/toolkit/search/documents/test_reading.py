@@ -55,11 +55,11 @@ def named(parts: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (gzip.compress(b"text", mtime=0), "is compressed with gzip", "unpack it: `gzip -dc 'a b.txt' > ...`"),
-        (bz2.compress(b"text"), "is compressed with bzip2", "unpack it: `bzip2 -dc 'a b.txt' > ...`"),
-        (lzma.compress(b"text"), "is compressed with xz", "unpack it: `xz -dc 'a b.txt' > ...`"),
-        (b"\x28\xb5\x2f\xfd...", "is compressed with Zstandard", "unpack it: `zstd -dc 'a b.txt' > ...`"),
-        (zipped(a=b"text"), "is a ZIP archive", "unpack it: `unzip 'a b.txt'`"),
+        (gzip.compress(b"text", mtime=0), "is compressed with gzip", "unpack it: `gzip -dc FILE > ...`"),
+        (bz2.compress(b"text"), "is compressed with bzip2", "unpack it: `bzip2 -dc FILE > ...`"),
+        (lzma.compress(b"text"), "is compressed with xz", "unpack it: `xz -dc FILE > ...`"),
+        (b"\x28\xb5\x2f\xfd...", "is compressed with Zstandard", "unpack it: `zstd -dc FILE > ...`"),
+        (zipped(a=b"text"), "is a ZIP archive", "unpack it: `unzip FILE`"),
         (named({"xl/workbook.xml": b""}), "is an Excel workbook", "save its sheets as CSV"),
         (named({"ppt/presentation.xml": b""}), "is a PowerPoint presentation", "save it as PDF"),
         (
@@ -68,7 +68,7 @@ def named(parts: dict[str, bytes]) -> bytes:
             "save it as DOCX or PDF",
         ),
         (named({"mimetype": b"application/epub+zip"}), "is an EPUB book", "convert it to HTML or PDF"),
-        (tarred(), "is a tar archive", "unpack it: `tar -xf 'a b.txt'`"),
+        (tarred(), "is a tar archive", "unpack it: `tar -xf FILE`"),
         (sqlite(), "is not text: it is a SQLite database", None),
         (npy(), "is not text: it is an npy file", None),
         (b"\x89PNG\r\n\x1a\n", "is a PNG image", None),
@@ -111,7 +111,11 @@ def test_names_that_are_not_utf8_are_valid_titles(tmp_path: Path) -> None:
     document = read_document(written(tmp_path, "caf\udce9.txt", "text"))
 
     assert document.title == "caf\ufffd.txt"
-    assert refusal(tmp_path, "caf\udce9.txt", gzip.compress(b"")).hint == "unpack it: `gzip -dc 'caf\ufffd.txt' > ...`"
+
+
+def test_a_zip_archive_with_the_name_of_a_document_is_a_damaged_one(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "a.docx", b"PK\x03\x04").message == "is a damaged DOCX file: BadZipFile"
+    assert refusal(tmp_path, "b.docx", zipped(a=b"text")).message == "is a damaged DOCX file: KeyError"
 
 
 def test_html_is_recognized_by_its_content(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     ]
     assert len(passages) == 10_003
     assert document.report.skipped_records == 4
-    assert document.report.first_fault == "line 3 has 1 columns, and the header 2"
+    assert document.report.first_fault == "line 3 has 1 column, and the header 2"
 
 
 def test_a_quote_that_does_not_end_costs_its_row(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ortkit.toolkit.search.sentences import sentence_ends, sentence_spans
+from ortkit.runtime.text.sentences import sentence_ends, sentence_spans
 
 
 @pytest.mark.parametrize(
