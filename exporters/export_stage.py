@@ -70,8 +70,8 @@ def export(
         min_tau: threshold for rerankers, the mean of Kendall's tau over the probe set's queries.
         max_kl: threshold for decoders, the mean KL divergence of the next token from PyTorch's, in nats.
         cache: the type of a decoder's KV cache, on the CPU by default float32: float16 takes half of the memory, for
-            int8, int4 and source, and is slower; int8 takes a quarter, new tokens after long prompts are faster, and
-            long prompts slower. On CUDA it is float16.
+            int8, int4 and source, and is slower; int8 takes a quarter, and after long prompts, which are slower, new
+            tokens are faster. On CUDA it is float16.
         prefill: `int8` adds a second graph of a decoder for prompts, with 8-bit weights and activations: where the CPU
             has VNNI, prompts are about 1.7 times as fast, for 2.5 times the size of an int4 bundle.
         progress: shows what the export does; by default nothing is shown.
