@@ -187,5 +187,5 @@ def test_the_config_of_a_bundle(tiny: Bundle, blocks: WeightBlocks | None, compa
 def test_threads_of_a_graph_for_prompts_sleep_after_its_run() -> None:
     """They would spin on the cores that the decoding session's threads need."""
     config = SessionConfig(Provider.CPU, (), threads=4)
-    assert STOPS_SPINNING not in cpu_request(load_onnxruntime(), config).entries
-    assert cpu_request(load_onnxruntime(), config.for_prefill()).entries[STOPS_SPINNING] == "1"
+    assert STOPS_SPINNING not in cpu_request(onnxruntime, config).entries
+    assert cpu_request(onnxruntime, config.for_prefill()).entries[STOPS_SPINNING] == "1"
