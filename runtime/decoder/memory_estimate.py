@@ -46,9 +46,9 @@ class Footprint:
 
     weights: int
     """As onnxruntime packs them, of all graphs."""
-    prefill_weights: int
-    """Those of the 8-bit graph for prompts, included in `weights`; 0 without one. They are not read with `none`."""
     lengths: tuple[AtLength, ...]
+    prefill_weights: int = 0
+    """Those of the 8-bit graph for prompts, included in `weights`; 0 without one. They are not read with `none`."""
 
 
 def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
@@ -60,7 +60,7 @@ def footprint_of(manifest: Manifest, facts: DecoderFacts) -> Footprint:
     for tokens in dict.fromkeys(min(length, facts.context_length) for length in _LENGTHS):
         cache = tokens * token_size(facts)
         lengths.append(AtLength(tokens, cache, weights + cache + process))
-    return Footprint(weights, prefill, tuple(lengths))
+    return Footprint(weights, tuple(lengths), prefill)
 
 
 def run_tokens(manifest: Manifest, facts: DecoderFacts) -> int:

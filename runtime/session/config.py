@@ -50,6 +50,8 @@ class SessionConfig:
     """Bytes of GPU memory that the session may take; None for all."""
     bucket: Bucket | None = None
     """The fixed shape to open the graph for; None for the shapes of the graph."""
+    beside_another: bool = False
+    """Whether another session runs right after this one, on the same CPU cores."""
     model_cache: Path | None = None
     """Folder for what the provider compiles, where it does; None to compile at each opening."""
 
@@ -78,7 +80,7 @@ class SessionConfig:
 
     def for_prefill(self) -> SessionConfig:
         """Return the config for the bundle's 8-bit graph for prompts."""
-        return replace(self, int8=True)
+        return replace(self, int8=True, beside_another=True)
 
 
 def _are_compact(blocks: WeightBlocks) -> bool:

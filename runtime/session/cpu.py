@@ -26,6 +26,8 @@ Those for symmetric weights quantize activations per row instead of per block: a
 file has a KL divergence of 0.037 to 0.043 from exact matmuls, and 0.007 with onnxruntime's own kernels (qemu,
 Cortex-A76 and Neoverse-V1). Those for weights with zero points quantize per block and are kept. x86 has no KleidiAI.
 """
+STOPS_SPINNING = "session.force_spinning_stop"
+"""onnxruntime's session option that lets a session's threads sleep as soon as its last run ends."""
 # Measured on encoders, x86 with VNNI: for 256 sentences the fused operator takes 292 ms, the two that it replaces 51.
 # Its counterpart for decoders, without a mean, is faster.
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
@@ -69,6 +71,9 @@ def cpu_request(ort: Any, config: SessionConfig) -> Request:
     # 906 microseconds a query instead of 630 (all-MiniLM-L6-v2, two Zen 5 cores).
     if config.int8 and int8_arithmetic(ort).precision_mode:
         entries[PRECISION_MODE] = "1"
+    # The threads of a session go on spinning after its run, on the cores that the next session's threads need.
+    if config.beside_another:
+        entries[STOPS_SPINNING] = "1"
     if config.symmetric_blocks:
         entries[WITHOUT_KLEIDIAI] = "1"
     decoder = config.threads is not None
@@ -115,6 +120,7 @@ def int8_prefill_pays(cpu: CpuClass) -> bool:
 
     x86 with VNNI (two Zen 4 cores, SmolLM2's shapes): u8 x s8 matmuls with a scale per token do 0.41 to 0.65 TOPS with
     64 to 512 rows, 4-bit MatMulNBits 0.19 to 0.26, so a prompt of 900 tokens is read 1.7 times as fast. Other classes
-    were not measured: without VNNI, u8 x s8 needs onnxruntime's slower precision mode (`int8_overflow.py`).
+    were not measured with this graph. On x86 with AVX2 alone, where u8 x s8 needs onnxruntime's slower precision mode
+    (`int8_overflow.py`), a prototype read 900 tokens 1.3 to 1.4 times as fast on a busy machine: off until measured.
     """
     return cpu is CpuClass.X86_VNNI

@@ -11,7 +11,7 @@ import pytest
 from ortkit import Bundle, Precision, Provider
 from ortkit.runtime.bundle.manifest import Layout, WeightBlocks
 from ortkit.runtime.session.config import Bucket, SessionConfig
-from ortkit.runtime.session.cpu import WITHOUT_KLEIDIAI, cpu_request, int8_arithmetic
+from ortkit.runtime.session.cpu import STOPS_SPINNING, WITHOUT_KLEIDIAI, cpu_request, int8_arithmetic
 from ortkit.runtime.session.int8_overflow import PRECISION_MODE
 from ortkit.runtime.session.providers import PROVIDERS
 from ortkit.runtime.session.request import Request, coreml_request, cuda_request, session_options
@@ -182,3 +182,10 @@ def test_the_config_of_a_bundle(tiny: Bundle, blocks: WeightBlocks | None, compa
     assert config.max_memory == 1 << 30
     assert config.layout is Layout.TOKENS_FIRST
     assert config.provider is Provider.CPU
+
+
+def test_threads_of_a_graph_for_prompts_sleep_after_its_run() -> None:
+    """They would spin on the cores that the decoding session's threads need."""
+    config = SessionConfig(Provider.CPU, (), threads=4)
+    assert STOPS_SPINNING not in cpu_request(onnxruntime, config).entries
+    assert cpu_request(onnxruntime, config.for_prefill()).entries[STOPS_SPINNING] == "1"
