@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -502,11 +503,11 @@ def test_memory_that_runs_out_leaves_the_record_so_far(
     run, runs = ModelRunner.run, []
     each = len(whole["tokens"]) + 1
 
-    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1) -> np.ndarray:
+    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1, **named: Any) -> np.ndarray:
         runs.append(len(ids))
         if len(runs) == each + 3:
             raise OutOfMemoryError("the device is full", hint="free some memory")
-        return run(self, ids, positions)
+        return run(self, ids, positions, **named)
 
     monkeypatch.setattr(ModelRunner, "run", failing)
     finished = asked("--input", str(records), "--no-lookup")
@@ -531,11 +532,11 @@ def test_memory_that_runs_out_leaves_the_answer_so_far(asked: Ortkit, monkeypatc
     whole = json.loads(asked("Hello", "--json", "--no-lookup").out)
     run, runs = ModelRunner.run, []
 
-    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1) -> np.ndarray:
+    def failing(self: ModelRunner, ids: Sequence[int], positions: int = 1, **named: Any) -> np.ndarray:
         runs.append(len(ids))
         if len(runs) == 4:
             raise OutOfMemoryError("the device is full", hint="free some memory")
-        return run(self, ids, positions)
+        return run(self, ids, positions, **named)
 
     monkeypatch.setattr(ModelRunner, "run", failing)
     for options, expected in ((["--json"], None), ([], whole["text"])):

@@ -76,7 +76,7 @@ def test_a_prompt_is_read_in_even_numbers_of_rows(decoder: Decoder, length: int)
     """Kernels compute a single row, and the last of an odd number, with other bits."""
     steps = decoder.steps([5] * length, max_tokens=2)
     run, rows = steps.forward.run, []
-    steps.forward.run = lambda *arguments: (rows.append(len(arguments[0])), run(*arguments))[1]
+    steps.forward.run = lambda ids, *rest, **named: (rows.append(len(ids)), run(ids, *rest, **named))[1]
 
     next(steps)
 
