@@ -281,11 +281,11 @@ def test_a_running_step_is_aborted(decoder: Decoder) -> None:
     stream = decoder.stream(ids)
     run = stream.steps.forward.run
 
-    def cancelling(*arguments: object) -> object:
+    def cancelling(*arguments: object, **options: object) -> object:
         other = threading.Thread(target=stream.cancel)
         other.start()
         other.join()
-        return run(*arguments)
+        return run(*arguments, **options)
 
     stream.steps.forward.run = cancelling
 
@@ -525,7 +525,7 @@ def test_a_first_token_that_the_model_does_not_have(decoder: Decoder) -> None:
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 1.0}])
 def test_nan_logits(decoder: Decoder, options: dict) -> None:
     steps = decoder.steps(FOX, sampling=Sampling(temperature=1.0, seed=1, **options))
-    steps.forward.run = lambda *_: np.full((2, decoder.facts.vocabulary), np.nan, np.float32)
+    steps.forward.run = lambda *_, **__: np.full((2, decoder.facts.vocabulary), np.nan, np.float32)
 
     with pytest.raises(BundleError, match="gives logits that are not finite numbers at token 0 of the answer"):
         next(steps)

@@ -42,9 +42,9 @@ def watched(steps: Steps) -> tuple[Steps, list[tuple[int, int]]]:
     """The steps, and the place and number of tokens of each run that they make."""
     run, runs = steps.forward.run, []
 
-    def noted(*arguments: object) -> object:
+    def noted(*arguments: object, **options: object) -> object:
         runs.append((steps.forward.cache.length, len(arguments[0])))
-        return run(*arguments)
+        return run(*arguments, **options)
 
     steps.forward.run = noted
     return steps, runs
@@ -104,13 +104,13 @@ def test_an_answer_continues_after_a_run_that_failed(decoder: Decoder, number: i
     steps = decoder.steps(prompt, max_tokens=60, sampling=biased)
     run, drafted = steps.forward.run, 0
 
-    def failing(ids: list[int], positions: int = 1) -> np.ndarray:
+    def failing(ids: list[int], positions: int = 1, **options: object) -> np.ndarray:
         nonlocal drafted
         drafted += bool(steps.ids) and len(ids) > 1
         if drafted == number:
             drafted += 1
             raise OutOfMemoryError("no memory")
-        return run(ids, positions)
+        return run(ids, positions, **options)
 
     steps.forward.run = failing
     with pytest.raises(OutOfMemoryError):
