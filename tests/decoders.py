@@ -35,7 +35,7 @@ LAYERS, HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, CONTEXT = 2, 4, 2, 16, 64, 1024
 BASE, EPSILON = 10_000.0, 1e-5
 INT8_CACHE = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 LARGEST_CACHED = 4.0
-"""Larger keys and values are clipped by an int8 cache; the decoder here has none."""
+"""Larger numbers are clipped by an int8 cache; the decoder here has none."""
 
 
 def write_tokenizer(path: Path) -> tokenizers.Tokenizer:

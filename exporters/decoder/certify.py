@@ -80,12 +80,10 @@ def prefilled_logprobs(decoder: Decoder, windows: Iterable[Sequence[int]]) -> It
         yield log_softmax(np.concatenate([prompt, rest]))
 
 
-def agreement_with(
-    decoder: Decoder, reference: DecoderReference, logprobs: Logprobs = bundle_logprobs
-) -> DecoderAgreement:
+def agreement_with(decoder: Decoder, reference: DecoderReference, logprobs: Logprobs | None = None) -> DecoderAgreement:
     """Compare a bundle's next-token probabilities with PyTorch's on the probe set."""
     divergences, same, surprises, expected_surprises = [], [], [], []
-    found = logprobs(decoder, counted(reference.windows, "texts"))
+    found = (logprobs or bundle_logprobs)(decoder, counted(reference.windows, "texts"))
     for window, expected, here in zip(reference.windows, reference.logprobs, found, strict=True):
         for start in range(0, len(window), _ROWS):
             these, those = expected[start : start + _ROWS], here[start : start + _ROWS]

@@ -1,6 +1,6 @@
-"""Quantize a decoder's KV cache to int8, with a static scale for each channel of its keys and values.
+"""Quantize a decoder's KV cache to int8, with a static scale for each of its channels.
 
-Scales come from the keys and values of calibration texts. Rotary embeddings turn a pair of channels of a key by an
+Scales come from the KV cache of calibration texts. Rotary embeddings turn a pair of channels of a key by an
 angle that grows with its position, and slow pairs reach angles at 4,000 tokens that no calibration text has. So both
 channels of a pair share a scale, that of the pair's norm, which no position changes.
 """
@@ -77,7 +77,7 @@ def _rotated_pairs(attention: ir.Node) -> int:
 
 
 def convert_cache_to_int8(graph: ir.Graph, magnitudes: Sequence[NDArray[np.float32]]) -> None:
-    """Let the attentions keep keys and values in int8; `magnitudes` are those of `cache_magnitudes`.
+    """Let the attentions have a KV cache in int8; `magnitudes` are those of `cache_magnitudes`.
 
     The attentions get a sink, which changes nothing but their kernel: onnxruntime's tiled one takes none, and with an
     int8 cache it is slower for a new token than the one that computes all scores at once. SmolLM2 with the tiled one
@@ -112,6 +112,6 @@ def _scales(magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _cached_values(attention: ir.Node) -> Iterator[ir.Value]:
-    """Yield past and present keys and values."""
+    """Yield the KV cache of a layer, before and after a run."""
     yield from map(required, attention.inputs[PAST_KEY : PAST_KEY + 2])
     yield from attention.outputs[1:3]

@@ -77,7 +77,7 @@ class CacheType(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     INT8 = "int8"
-    """With scales in the graph, one for each channel of a layer's keys and values."""
+    """With scales in the graph, one for each channel of a layer's cache."""
 
 
 class PrefillChoice(StrEnum):

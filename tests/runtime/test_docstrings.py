@@ -20,6 +20,7 @@ from tests.decoders import write_decoder
 UNSHOWN = """
     close dimension max_length plan new_cache encode encode_exactly check_chat_template save_cache load_cache messages
     send regenerate edit reset save load count_tokens token_choice prompt_ids next_batch run_batch batch_key chat_prompt
+    runner
 """
 """Methods and properties without an example: their names and types, or the example of their class, show their use."""
 

@@ -211,7 +211,11 @@ def test_golden_tokens_are_read_as_answers_are(decoder: Decoder, monkeypatch: py
     ids = decoder.encode("The dog: ") + decoder.encode(" the quick brown fox") * 6
     rows: list[int] = []
     run = ModelRunner.run
-    monkeypatch.setattr(ModelRunner, "run", lambda self, ids, *rest: (rows.append(len(ids)), run(self, ids, *rest))[1])
+    monkeypatch.setattr(
+        ModelRunner,
+        "run",
+        lambda self, ids, *rest, **options: (rows.append(len(ids)), run(self, ids, *rest, **options))[1],
+    )
     repeating = decoder.encode(" the quick brown fox") * 4
     expected = [step.logprob for step in answer_steps(decoder, ids, len(repeating), given=repeating)]
     wanted = list(rows)

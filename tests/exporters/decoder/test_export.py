@@ -488,7 +488,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
     assert told["fits"] == "the whole context: the KV cache that the free memory has room for now"
     printed = json.loads(ortkit("inspect", out, "--runtime", "--json").out)
     del printed["digest"]
-    assert printed.pop("memory").keys() == {"weights", "lengths"}
+    assert printed.pop("memory").keys() == {"weights", "prefill_weights", "lengths"}
     assert printed.pop("runtime").keys() == {
         "threads",
         "cores",
@@ -498,6 +498,7 @@ def test_output_of_the_command_line(ortkit: object, folder: Path, tmp_path: Path
         "provider",
         "onnxruntime",
         "cpu_class",
+        "prefill",
     }
     assert printed == json.loads((out / "manifest.json").read_text())
 

@@ -48,7 +48,7 @@ class RoundedCache(DynamicCache):
 
 
 def cached_by_pytorch(model: Any, ids: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-    """Keys and values of each layer in turn, (kv_heads, tokens, head_size)."""
+    """The KV cache, key and value of each layer in turn, (kv_heads, tokens, head_size)."""
     cache = DynamicCache()
     with torch.inference_mode():
         model(torch.from_numpy(ids)[None], past_key_values=cache)

@@ -32,6 +32,7 @@ from ortkit.runtime.decoder import batch_memory
 from ortkit.runtime.decoder.kv_cache import token_size
 from ortkit.runtime.decoder.slots import Row, Slots
 from ortkit.runtime.session.memory import SPARE
+from ortkit.runtime.session.memory_limit import resident_memory
 from tests.batch_traffic import Request, alone, together, told
 from tests.decoders import CONTEXT, TEXT, TinyDecoder, with_facts, write_decoder
 
@@ -698,7 +699,8 @@ def test_memory_is_refused_before_it_is_taken(decoder: Decoder, monkeypatch: pyt
 
 def test_max_memory_covers_slots_and_store(decoder: Decoder) -> None:
     # What the process has and the tokenizer may take, and room for some thousand tokens.
-    limited = Decoder(decoder.bundle, threads=1, max_memory=2 << 30)
+    mebibytes = 1024 + resident_memory() // (1 << 20)
+    limited = Decoder(decoder.bundle, threads=1, max_memory=mebibytes << 20)
     assert limited.room is not None
     free = limited.room.available()
 
@@ -711,7 +713,7 @@ def test_max_memory_covers_slots_and_store(decoder: Decoder) -> None:
         Batch(limited, slots=4, context=101, prefix_bytes=0)
     assert caught.value.hint is not None
     assert caught.value.hint.startswith(
-        "raise `max_memory` (`--max-memory 2049M`, ORTKIT_MAX_MEMORY), or take `context=100`"
+        f"raise `max_memory` (`--max-memory {mebibytes + 1}M`, ORTKIT_MAX_MEMORY), or take `context=100`"
     )
 
 

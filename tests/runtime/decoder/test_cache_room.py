@@ -102,7 +102,7 @@ def test_a_context_that_does_not_fit(decoder: Decoder) -> None:
 
 
 def test_no_room_for_an_answer(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.decoder.decoder.check_opening", lambda *_: None)
+    monkeypatch.setattr("ortkit.runtime.decoder.decoder.check_opening", lambda *_, **__: None)
 
     with pytest.raises(OutOfMemoryError) as caught:
         Decoder(decoder.bundle, threads=1, max_memory=resident_memory() + MARGIN)

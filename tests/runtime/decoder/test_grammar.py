@@ -192,7 +192,7 @@ def test_drafts_do_not_change_an_answer(decoder: Decoder, sampling: Sampling) ->
     def found(*, lookup: bool) -> tuple[list[tuple[int, float]], int]:
         steps = decoder.steps(prompt, grammar=grammar, sampling=sampling, max_tokens=200, lookup=lookup)
         run, runs = steps.forward.run, []
-        steps.forward.run = lambda *arguments: runs.append(arguments) or run(*arguments)
+        steps.forward.run = lambda *arguments, **options: runs.append(arguments) or run(*arguments, **options)
         return [(step.id, step.logprob) for step in steps], len(runs)
 
     drafted, fewer = found(lookup=True)

@@ -77,7 +77,7 @@ def test_what_is_asked_for_is_obtained(path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert opened.enable_fallback == 0
     assert module.severities == [4]
-    assert opened.disabled_optimizers == []
+    assert list(opened.disabled_optimizers) == []
     assert opened.options.entries["session.disable_cpu_ep_fallback"] == "1"
 
 
