@@ -171,6 +171,7 @@ def test_other_blocks_may_have_an_int8_cache_too(precision: Precision, tmp_path:
     assert replay(Decoder(bundle, threads=1)).same_bits
 
 
+@pytest.mark.slow
 def test_blocks_are_searched_with_a_float32_cache(folder: Path, tmp_path: Path) -> None:
     bundle = export(str(folder), max_kl=0.5, cache=CacheType.INT8, out=tmp_path / "b").bundle
 

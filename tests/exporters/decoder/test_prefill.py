@@ -20,6 +20,7 @@ from ortkit.runtime.bundle.manifest import CacheType
 from tests.exporters.decoder_checkpoints import opened, write_checkpoint
 from tests.exporters.decoders import loaded, logits_of
 from tests.exporters.gguf_files import seeded, write_gguf
+from tests.marks import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,7 @@ def test_the_decoders_own_files_are_those_of_an_export_without_it(int4: Bundle, 
     assert without.manifest.prefill is None
 
 
-@pytest.mark.parametrize(
-    "family", ["mistral", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow), pytest.param("gpt2")]
-)
+@pytest.mark.parametrize("family", slow_but(["gemma2"], ["gemma2", "gpt2", "mistral", "qwen2"]))
 def test_8_bit_prompts_are_close_to_pytorch(family: str, tmp_path: Path) -> None:
     """Biases, head norms, caps, plain attention; with weights of 8 bits elsewhere, what is left is this graph's."""
     folder = write_checkpoint(tmp_path / "tiny", family)
@@ -93,7 +92,7 @@ def test_8_bit_prompts_are_close_to_pytorch(family: str, tmp_path: Path) -> None
     assert 0 < found < 0.01
 
 
-@pytest.mark.parametrize("cache", list(CacheType))
+@pytest.mark.parametrize("cache", slow_but([CacheType.INT8], list(CacheType)))
 def test_blocks_of_a_gguf_file_can_have_one(cache: CacheType, tmp_path: Path) -> None:
     """The output projection keeps the file's blocks in both graphs."""
     types = {"ffn_up.weight": Type.Q8_0, "norm.weight": Type.F32, ".weight": Type.Q4_1}

@@ -15,6 +15,7 @@ from ortkit import Bundle
 from ortkit.toolkit.bulk.parquet_size import batch_rows
 from ortkit.toolkit.bulk.table_input import ParquetFiles
 from tests.commands import Finished
+from tests.marks import slow_but
 
 Ortkit = Callable[..., Finished]
 ROWS = 2000
@@ -71,7 +72,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 KINDS = ["string", "large_string", "binary", "list", "struct", "map", "fixed_size_binary", "numbers"]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", slow_but(["list", "string"], KINDS))
 def test_values_that_repeat_take_bounded_memory(
     ortkit: Ortkit, small_embedder: Bundle, tmp_path: Path, name: str
 ) -> None:
