@@ -205,6 +205,11 @@ class Decoder(ClosableModel):
                 self.room.check_context(context)
         check_first_use(self.bundle, self._compare_golden)
 
+    def close(self) -> None:
+        """Release the weights, of both graphs; a second call does nothing. Calls on other threads may fail."""
+        super().close()
+        self.prefill_session = None
+
     def _open_tokenizer(self) -> None:
         self._safe_tokenizer = open_tokenizer(self.bundle.file(TOKENIZER))
 

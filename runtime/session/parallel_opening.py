@@ -33,17 +33,19 @@ def open_in_parallel(
             failures.append(error)
 
     thread = threading.Thread(target=run, name="ortkit-tokenizer")
+    # An interruption may come as soon as there is a thread, which Python waits for when it exits.
     try:
-        thread.start()
-    # There is a limit on threads. onnxruntime says what is wrong if it needs one more, too.
-    except RuntimeError:
-        return open_in_parallel(open_session, open_tokenizer, parallel=False)
-    try:
+        try:
+            thread.start()
+        # There is a limit on threads. onnxruntime says what is wrong if it needs one more, too.
+        except RuntimeError:
+            return open_in_parallel(open_session, open_tokenizer, parallel=False)
         session = open_session(released.set)
     finally:
         # Where the session was open already, or failed before onnxruntime began.
         released.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if failures:
         raise failures[0]
     return session

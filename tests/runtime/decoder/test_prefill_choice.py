@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +109,21 @@ def test_a_prompt_cache_of_the_other_path_is_refused(bundle: Bundle, tmp_path: P
     assert '`prefill="int8"`' in (raised.value.hint or "")
     with pytest.raises(InputError, match="the cache was made for another model"):
         none.generate(PROMPT, cache=int8.prefill(PROMPT), max_tokens=2)
+
+
+def test_closing_frees_the_graph(tmp_path: Path) -> None:
+    # A bundle of its own: decoders of one share their sessions.
+    decoder = Decoder(write_quantized(tmp_path / "closed", prefill=True), threads=1, prefill="int8")
+    decoder.generate(PROMPT, max_tokens=2)
+    sessions = [weakref.ref(decoder.session), weakref.ref(decoder.prefill_session)]
+    assert all(session() is not None for session in sessions)
+
+    decoder.close()
+    gc.collect()
+
+    assert [session() for session in sessions] == [None, None]
+    with pytest.raises(InputError, match=r"the Decoder of .* is closed"):
+        decoder.prefill(PROMPT)
 
 
 def test_the_memory_of_the_graph_is_counted(bundle: Bundle, without: Bundle) -> None:

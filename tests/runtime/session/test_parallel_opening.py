@@ -93,6 +93,23 @@ def test_without_another_thread_it_opens_one_after_the_other(monkeypatch: pytest
     assert order == ["tokenizer", "session"]
 
 
+def test_an_interruption_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python waits for threads when it exits: one that waits for a session that never opens would hang it."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        # Otherwise a failure of this test would hang at its end.
+        thread.daemon = True
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        open_in_parallel(lambda _: "session", lambda: None)
+    assert set(threading.enumerate()) == before
+
+
 def with_cores(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
     """Let models see so many CPU cores; returns the names of the threads in which they open tokenizers from now on."""
     names: list[str] = []
