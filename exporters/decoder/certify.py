@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle.folder import DraftBundle
 from ...runtime.bundle.manifest import Certificate, GoldenAnswer, Manifest, Precision, PrefillChoice, Provider
 from ...runtime.decoder.decoder import Decoder
-from ...runtime.decoder.golden import golden_answer
+from ...runtime.decoder.golden import golden_answer, logprobs_after_prefill
 from ...runtime.decoder.model_runner import ModelRunner
 from ...runtime.errors import OrtkitError
 from ..certification.certificate import certificate_of
@@ -133,6 +133,8 @@ def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl:
     }
     if bundle.manifest.prefill is not None:
         figures |= prefill_figures(bundle, reference, max_kl=max_kl)
+        int8 = Decoder(bundle, prefill=PrefillChoice.INT8)
+        golden = tuple(replace(answer, prefilled=logprobs_after_prefill(int8, answer)) for answer in golden)
     return certificate_of(probe_texts(), sum(map(len, reference.windows)), figures, (), golden)
 
 

@@ -112,13 +112,15 @@ class DecoderTask:
         """Estimate the bytes that an export writes: quantized weights, reference logits, graphs that are checked."""
         compared = 4 * min(MAX_REFERENCE_LOGITS, MAX_PROBE_TOKENS * self.settings.vocabulary)
         checked = weights_bytes(graph) if self.settings.plain_attention and precision is not Precision.FP32 else 0
+        # 8 bits for each weight of 32.
+        prompts = weights_bytes(graph) // 4 if self.prefill else 0
         file = self.checkpoint.gguf
         # Blocks are kept; scales become float32, and 5 or 6 bits become 8.
         kept = 0 if file is None else 2 * file.stat().st_size
         if precision is Precision.SOURCE:
-            return compared + checked + kept
+            return compared + checked + prompts + kept
         measured = kept if self._requantizes(precision) else 0
-        return compared + checked + max(measured, _quantized_bytes(graph, precision, self.provider))
+        return compared + checked + prompts + max(measured, _quantized_bytes(graph, precision, self.provider))
 
     def reference(self, model: LazyDecoder, draft: DraftBundle, work: Workspace) -> DecoderReference:
         """Run the probe set, and in the same pass the calibration texts of int4."""

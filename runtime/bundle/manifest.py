@@ -426,6 +426,8 @@ class GoldenAnswer:
     """The tokens."""
     logprobs: tuple[float, ...] = ()
     """The bundle's log-probabilities of `output`; empty in bundles before schema 5."""
+    prefilled: tuple[float, ...] = ()
+    """The same where the prompt went through the 8-bit graph for prompts; empty without one."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
     with the most probable ones here. Raises DisagreementError where they differ by more than the tolerance, and
     BundleError for answers that are not the model's.
     """
-    distances: list[float] = []
+    distances, prefilled = list[float](), list[float]()
     same, greedy = True, list[bool]()
     for answer in answers:
         ids = decoder.encode(answer.text)
@@ -67,6 +67,12 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
         distances += [abs(here - there) for here, there in zip(found, expected, strict=True)]
         same &= tuple(found) == tuple(expected)
         greedy = greedy or [top.id == golden for top, golden in zip(most_probable, answer.output, strict=True)]
+        if decoder.prefill_session is not None and answer.prefilled:
+            through = logprobs_after_prefill(decoder, answer)
+            prefilled += [abs(here - there) for here, there in zip(through, answer.prefilled, strict=True)]
+            same &= through == answer.prefilled
+    if prefilled:
+        _check_prefilled(decoder, prefilled)
     mean, most = float(np.mean(distances)), float(np.max(distances))
     limit = tolerance_of(decoder.bundle).logprobs
     # Written so that NaN fails too.
@@ -81,11 +87,26 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
     return Agreement(len(distances), mean, same)
 
 
+def _check_prefilled(decoder: Decoder, distances: Sequence[float]) -> None:
+    """Raise DisagreementError where answers after the 8-bit graph for prompts are not those that were certified."""
+    mean, most = float(np.mean(distances)), float(np.max(distances))
+    limit = tolerance_of(decoder.bundle).logprobs
+    # Written so that NaN fails too.
+    if not (mean <= limit and most <= _LARGEST_DIFFERENCE):
+        raise DisagreementError(
+            f"on this machine the log-probabilities of {len(distances)} certified tokens, after a prompt through the "
+            f"8-bit graph, differ by {mean:.4f} on average and {most:.4f} at most; the limits are {limit:g} and "
+            f"{_LARGEST_DIFFERENCE:g}",
+            hint="run prompts through the other graph: `--prefill none`",
+        )
+
+
 def _check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
     """Raise BundleError for a golden answer that the model cannot produce."""
     vocabulary, room = decoder.facts.vocabulary, decoder.facts.context_length - len(answer.prompt)
     largest = max((*answer.prompt, *answer.output))
-    if largest >= vocabulary or len(answer.output) > room or len(answer.logprobs) not in (0, len(answer.output)):
+    counts = {len(answer.logprobs), len(answer.prefilled)}
+    if largest >= vocabulary or len(answer.output) > room or not counts <= {0, len(answer.output)}:
         raise BundleError(
             f"the certificate of `{decoder.bundle.path}` has an answer that its model cannot produce: "
             f"{len(answer.output)} tokens where {room} fit, {len(answer.logprobs)} log-probabilities, largest token id "
@@ -104,8 +125,20 @@ def golden_answer(
     return tuple(step.id for step in steps), tuple(step.logprob for step in steps)
 
 
-def answer_steps(decoder: Decoder, prompt: Sequence[int], count: int, *, given: Sequence[int] | None = None) -> Steps:
-    """An answer as users get it by default, with prompt lookup; `given` forces its tokens (teacher forcing)."""
+def logprobs_after_prefill(decoder: Decoder, answer: GoldenAnswer) -> tuple[float, ...]:
+    """The log-probabilities of a golden answer's tokens after its prompt went through the 8-bit graph."""
+    with as_disagreement():
+        steps = list(answer_steps(decoder, answer.prompt, len(answer.output), given=answer.output, prefilled=True))
+    return tuple(step.logprob for step in steps)
+
+
+def answer_steps(
+    decoder: Decoder, prompt: Sequence[int], count: int, *, given: Sequence[int] | None = None, prefilled: bool = False
+) -> Steps:
+    """An answer as users get it, with prompt lookup; `given` forces its tokens (teacher forcing).
+
+    The graph that decodes reads the prompt too, unless it is `prefilled` by the 8-bit graph.
+    """
     tokens = iter(given or ())
     choice = TokenChoice(
         decoder.facts.vocabulary,
@@ -114,5 +147,6 @@ def answer_steps(decoder: Decoder, prompt: Sequence[int], count: int, *, given: 
         top_logprobs=1,
         graph=decoder.session.path,
     )
-    forward = ModelRunner(decoder.session, decoder.new_cache())
+    cache = decoder.new_cache()
+    forward = decoder.runner(cache) if prefilled else ModelRunner(decoder.session, cache)
     return Steps(forward, list(prompt), choice, run_tokens=decoder.run_tokens, lookup=True)

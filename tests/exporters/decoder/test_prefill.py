@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,20 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from ortkit import Bundle, Decoder, OrtkitError, Precision
+from ortkit import Bundle, BundleError, Decoder, OrtkitError, Precision
 from ortkit.exporters import export
 from ortkit.exporters.certification.probe import probe_texts
 from ortkit.exporters.decoder import prefill
 from ortkit.exporters.models.loading import load_tokenizer
 from ortkit.exporters.quantization.gptq import QuantizedWeight
 from ortkit.runtime.bundle.bundle import PREFILL_GRAPH
-from ortkit.runtime.bundle.manifest import CacheType
+from ortkit.runtime.bundle.manifest import CacheType, PrefillChoice
+from ortkit.runtime.replay import replay
 from tests.exporters.decoder_checkpoints import opened, write_checkpoint
 from tests.exporters.decoders import loaded, logits_of
 from tests.exporters.gguf_files import seeded, write_gguf
 from tests.marks import slow_but
+from tests.tiny_bundles import rehash
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,26 @@ def test_a_path_beyond_the_threshold_is_refused(folder: Path, tmp_path: Path, mo
     assert raised.value.exit_code == 1
     assert raised.value.hint == "no bundle was written; leave out `--prefill`"
     assert not (tmp_path / "b").exists()
+
+
+def test_golden_tokens_are_certified_after_the_8_bit_graph_too(int4: Bundle) -> None:
+    certificate = int4.manifest.certificate
+    assert certificate is not None
+    for answer in certificate.answers:
+        assert len(answer.prefilled) == len(answer.output)
+        assert answer.prefilled != answer.logprobs
+    for choice in PrefillChoice.INT8, PrefillChoice.NONE:
+        assert replay(Decoder(int4, prefill=choice)).same_bits
+
+
+def test_a_graph_for_prompts_that_computes_otherwise_is_found(int4: Bundle, tmp_path: Path) -> None:
+    """Its file has the right hash: the kernels of a machine, or who made the manifest, are at fault."""
+    path = tmp_path / "b"
+    shutil.copytree(int4.path, path)
+    data = path / f"{PREFILL_GRAPH}.data"
+    data.write_bytes(bytes(data.stat().st_size))
+    rehash(path)
+
+    assert replay(Decoder(path, prefill="none")).same_bits
+    with pytest.raises(BundleError, match=r"certified tokens, after a prompt through the 8-bit graph, differ by"):
+        replay(Decoder(path, prefill="int8"))
