@@ -97,7 +97,7 @@ def _check_prefilled(decoder: Decoder, distances: Sequence[float]) -> None:
             f"on this machine the log-probabilities of {len(distances)} certified tokens, after a prompt through the "
             f"8-bit graph, differ by {mean:.4f} on average and {most:.4f} at most; the limits are {limit:g} and "
             f"{_LARGEST_DIFFERENCE:g}",
-            hint="run prompts through the other graph: `--prefill none`",
+            hint="run prompts through the other graph: `ortkit generate --prefill none`",
         )
 
 
