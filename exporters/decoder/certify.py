@@ -132,26 +132,25 @@ def certify_decoder(bundle: DraftBundle, reference: DecoderReference, *, max_kl:
         "perplexity_ratio": found.perplexity_ratio,
     }
     if bundle.manifest.prefill is not None:
-        figures |= prefill_figures(bundle, reference, max_kl=max_kl)
         int8 = Decoder(bundle, prefill=PrefillChoice.INT8)
+        figures |= prefill_figures(int8, reference, max_kl=max_kl)
         golden = tuple(replace(answer, prefilled=logprobs_after_prefill(int8, answer)) for answer in golden)
     return certificate_of(probe_texts(), sum(map(len, reference.windows)), figures, (), golden)
 
 
-def prefill_figures(
-    bundle: DraftBundle, reference: DecoderReference, *, max_kl: float | None = None
-) -> dict[str, float]:
+def prefill_figures(decoder: Decoder, reference: DecoderReference, *, max_kl: float | None = None) -> dict[str, float]:
     """Compare the path of prompts through the 8-bit graph, and of answers after them, with PyTorch.
 
     Raises OrtkitError where the KL divergence exceeds the threshold of the bundle, which holds for this path too.
     """
-    found = agreement_with(Decoder(bundle, prefill=PrefillChoice.INT8), reference, prefilled_logprobs)
-    largest = _largest_kl(bundle.manifest, max_kl)
+    manifest = decoder.bundle.manifest
+    found = agreement_with(decoder, reference, prefilled_logprobs)
+    largest = _largest_kl(manifest, max_kl)
     # Written so that NaN fails too.
     if not found.kl <= largest:
         raise OrtkitError(
-            f"with its 8-bit graph for prompts the exported `{bundle.manifest.name}` differs from PyTorch: KL "
-            f"divergence {found.kl:.5f} on average over the probe set, and {bundle.manifest.precision.value} must "
+            f"with its 8-bit graph for prompts the exported `{manifest.name}` differs from PyTorch: KL "
+            f"divergence {found.kl:.5f} on average over the probe set, and {manifest.precision.value} must "
             f"stay within {largest:g}",
             hint="no bundle was written; leave out `--prefill`",
         )
