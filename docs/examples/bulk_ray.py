@@ -1,7 +1,8 @@
 """Embed Parquet files with Ray Data: `python bulk_ray.py INPUT OUTPUT --bundle BUNDLE --actors 2 --cores 8`.
 
-Each actor is a process with an open bundle, and Ray starts another where one dies. The rows keep their order. On a
-cluster, run `ray job submit`; the bundle must lie at the same path on every node, and ortkit must be installed there.
+Each actor is a process with an open bundle, and Ray starts another where one dies. Ray writes the rows in any order, so
+the input needs a column that names each row. On a cluster, run `ray job submit`; the bundle must lie at the same path
+on every node, and ortkit must be installed there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ def main() -> None:
         ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=1 << 28, _node_ip_address="127.0.0.1")
     else:
         ray.init()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
     embedded = ray.data.read_parquet(options.input).map_batches(
         Embed,
         # An actor sees all cores of its machine: `workers` says how many are its own.
