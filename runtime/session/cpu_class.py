@@ -19,13 +19,15 @@ FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp",
 X86_MACHINES = frozenset({"x86_64", "AMD64"})
 ARM_MACHINES = frozenset({"aarch64", "arm64"})
 """What `platform.machine()` says on 64-bit systems."""
-_VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+_VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 _DOT_PRODUCTS = frozenset({"asimddp", "i8mm"})
 
 
 class CpuClass(StrEnum):
     """A class of CPUs that run the same kernels; the value is its name in result files and in JSON."""
 
+    X86_AMX = "x86-amx"
+    """AMX with tiles of 8 bits (Sapphire Rapids and later Xeons): matmuls of u8 x s8 have kernels of their own."""
     X86_VNNI = "x86-vnni"
     """AVX-512 VNNI or AVX VNNI (Cascade Lake, Alder Lake, Zen 4 and later): 8-bit dot products in 32 bits."""
     X86_AVX2 = "x86-avx2"
@@ -47,10 +49,11 @@ class CpuClass(StrEnum):
     @property
     def has_few_bit_kernels(self) -> bool:
         """Whether matmuls of 4 and 8 bits have kernels of their own."""
-        return self in {CpuClass.X86_VNNI, CpuClass.X86_AVX2, CpuClass.AARCH64_DOTPROD}
+        return self in {CpuClass.X86_AMX, CpuClass.X86_VNNI, CpuClass.X86_AVX2, CpuClass.AARCH64_DOTPROD}
 
 
 _DESCRIPTIONS = {
+    CpuClass.X86_AMX: "x86 with AMX",
     CpuClass.X86_VNNI: "x86 with VNNI",
     CpuClass.X86_AVX2: "x86 with AVX2, without VNNI",
     CpuClass.X86: "x86 without AVX2",
@@ -71,6 +74,8 @@ def class_of(flags: Collection[str] | None, machine: str, system: str) -> CpuCla
         return CpuClass.AARCH64 if _DOT_PRODUCTS.isdisjoint(flags) else CpuClass.AARCH64_DOTPROD
     if machine not in X86_MACHINES:
         return CpuClass.OTHER
+    if "amx_int8" in flags:
+        return CpuClass.X86_AMX
     if not _VNNI.isdisjoint(flags):
         return CpuClass.X86_VNNI
     return CpuClass.X86_AVX2 if "avx2" in flags else CpuClass.X86

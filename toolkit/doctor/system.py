@@ -17,7 +17,7 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 _SYSTEMS = ("Linux", "Darwin")
 _BASELINE = ("sse4_2", "popcnt", "ssse3")
 """Features of x86-64-v2 that tell it from older CPUs: numpy's wheels begin there (Nehalem, Silvermont, Jaguar)."""
-_X86 = frozenset({CpuClass.X86_VNNI, CpuClass.X86_AVX2, CpuClass.X86})
+_X86 = frozenset({CpuClass.X86_AMX, CpuClass.X86_VNNI, CpuClass.X86_AVX2, CpuClass.X86})
 _SLOWER = {
     CpuClass.X86_AVX2: (
         "the CPU has AVX2 and no VNNI",

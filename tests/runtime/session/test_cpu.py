@@ -199,7 +199,7 @@ def test_features_as_linux_writes_them(tmp_path: Path) -> None:
     ("flags", "machine", "expected"),
     [
         # Sapphire Rapids, Zen 4, Alder Lake (no AVX-512).
-        ("avx2 avx512f avx512_vnni amx_int8", "x86_64", CpuClass.X86_VNNI),
+        ("avx2 avx512f avx512_vnni amx_int8", "x86_64", CpuClass.X86_AMX),
         ("avx2 avx512f avx512_vnni", "x86_64", CpuClass.X86_VNNI),
         ("avx2 avx_vnni", "AMD64", CpuClass.X86_VNNI),
         # Skylake-X has AVX-512 without VNNI: its 8-bit matmuls overflow as with AVX2.
@@ -233,6 +233,7 @@ def test_the_class_where_the_system_does_not_say(system: str, machine: str, expe
 def test_classes_are_named_as_folders_and_in_words() -> None:
     names = [one.value for one in CpuClass]
 
-    assert names == ["x86-vnni", "x86-avx2", "x86", "aarch64-dotprod", "aarch64", "other"]
+    assert names == ["x86-amx", "x86-vnni", "x86-avx2", "x86", "aarch64-dotprod", "aarch64", "other"]
     assert len({one.description for one in CpuClass}) == len(names)
-    assert [one.value for one in CpuClass if one.has_few_bit_kernels] == ["x86-vnni", "x86-avx2", "aarch64-dotprod"]
+    few_bits = [one.value for one in CpuClass if one.has_few_bit_kernels]
+    assert few_bits == ["x86-amx", "x86-vnni", "x86-avx2", "aarch64-dotprod"]
