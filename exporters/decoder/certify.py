@@ -145,20 +145,21 @@ def prefill_figures(decoder: Decoder, reference: DecoderReference, *, max_kl: fl
     """
     manifest = decoder.bundle.manifest
     found = agreement_with(decoder, reference, prefilled_logprobs)
-    largest = _largest_kl(manifest, max_kl)
-    # Written so that NaN fails too.
-    if not found.kl <= largest:
-        raise OrtkitError(
-            f"with its 8-bit graph for prompts the exported `{manifest.name}` differs from PyTorch: KL "
-            f"divergence {found.kl:.5f} on average over the probe set, and {manifest.precision.value} must "
-            f"stay within {largest:g}",
-            hint="no bundle was written; leave out `--prefill`",
-        )
+    subject = f"with its 8-bit graph for prompts the exported `{manifest.name}`"
+    _check_kl(found, manifest, max_kl, subject=subject, hint="no bundle was written; leave out `--prefill`")
     return {"prefill_kl_mean": found.kl, "prefill_top1_agreement": found.top}
 
 
-def _largest_kl(manifest: Manifest, max_kl: float | None) -> float:
-    return min(MAX_KL[manifest.precision], max_kl or np.inf)
+def _check_kl(found: DecoderAgreement, manifest: Manifest, max_kl: float | None, *, subject: str, hint: str) -> None:
+    """Raise OrtkitError where the KL divergence exceeds the threshold of the bundle."""
+    largest = min(MAX_KL[manifest.precision], max_kl or np.inf)
+    # Written so that NaN fails too.
+    if not found.kl <= largest:
+        raise OrtkitError(
+            f"{subject} differs from PyTorch: KL divergence {found.kl:.5f} on average over the probe set, and "
+            f"{manifest.precision.value} must stay within {largest:g}",
+            hint=hint,
+        )
 
 
 def checked_agreement(
@@ -167,14 +168,7 @@ def checked_agreement(
     """Return `agreement_with`; raises OrtkitError where a threshold is not met."""
     manifest = decoder.bundle.manifest
     found = agreement_with(decoder, reference)
-    largest = _largest_kl(manifest, max_kl)
-    # Written so that NaN fails too.
-    if not found.kl <= largest:
-        raise OrtkitError(
-            f"the exported `{manifest.name}` differs from PyTorch: KL divergence {found.kl:.5f} on "
-            f"average over the probe set, and {manifest.precision.value} must stay within {largest:g}",
-            hint=_hint_of(manifest),
-        )
+    _check_kl(found, manifest, max_kl, subject=f"the exported `{manifest.name}`", hint=_hint_of(manifest))
     if manifest.precision is Precision.FP32 and not found.top >= MIN_TOP1_AGREEMENT:
         raise OrtkitError(
             f"the exported `{manifest.name}` differs from PyTorch: its most probable token is PyTorch's "

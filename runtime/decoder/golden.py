@@ -36,6 +36,32 @@ class Agreement(NamedTuple):
     same_bits: bool
 
 
+class _Difference(NamedTuple):
+    """How far log-probabilities are from the certified ones."""
+
+    tokens: int
+    mean: float
+    most: float
+    limit: float
+    """Largest mean."""
+
+    @classmethod
+    def of(cls, distances: Sequence[float], decoder: Decoder) -> _Difference:
+        limit = tolerance_of(decoder.bundle).logprobs
+        return cls(len(distances), float(np.mean(distances)), float(np.max(distances)), limit)
+
+    @property
+    def is_small(self) -> bool:
+        """False for NaN too."""
+        return self.mean <= self.limit and self.most <= _LARGEST_DIFFERENCE
+
+    def message(self, path: str = "") -> str:
+        return (
+            f"on this machine the log-probabilities of {self.tokens} certified tokens{path} differ by {self.mean:.4f} "
+            f"on average and {self.most:.4f} at most; the limits are {self.limit:g} and {_LARGEST_DIFFERENCE:g}"
+        )
+
+
 def golden_answers(certificate: Certificate) -> list[GoldenAnswer]:
     """The answers that can be compared; those of old certificates may have no tokens."""
     return [answer for answer in certificate.answers if answer.output]
@@ -71,34 +97,20 @@ def compare_answers(decoder: Decoder, answers: Sequence[GoldenAnswer]) -> Agreem
             through = logprobs_after_prefill(decoder, answer)
             prefilled += [abs(here - there) for here, there in zip(through, answer.prefilled, strict=True)]
             same &= through == answer.prefilled
-    if prefilled:
-        _check_prefilled(decoder, prefilled)
-    mean, most = float(np.mean(distances)), float(np.max(distances))
-    limit = tolerance_of(decoder.bundle).logprobs
-    # Written so that NaN fails too.
-    if not (mean <= limit and most <= _LARGEST_DIFFERENCE and np.mean(greedy) >= _LEAST_GREEDY):
+    difference = _Difference.of(distances, decoder)
+    if not (difference.is_small and np.mean(greedy) >= _LEAST_GREEDY):
         raise DisagreementError(
-            f"on this machine the log-probabilities of {len(distances)} certified tokens differ by {mean:.4f} on "
-            f"average and {most:.4f} at most; the limits are {limit:g} and "
-            f"{_LARGEST_DIFFERENCE:g}; {sum(greedy)} of {len(greedy)} greedy tokens are the most probable ones, and "
+            f"{difference.message()}; {sum(greedy)} of {len(greedy)} greedy tokens are the most probable ones, and "
             f"{_LEAST_GREEDY:.0%} must be",
             hint=hint_for(decoder.bundle),
         )
-    return Agreement(len(distances), mean, same)
-
-
-def _check_prefilled(decoder: Decoder, distances: Sequence[float]) -> None:
-    """Raise DisagreementError where answers after the 8-bit graph for prompts are not those that were certified."""
-    mean, most = float(np.mean(distances)), float(np.max(distances))
-    limit = tolerance_of(decoder.bundle).logprobs
-    # Written so that NaN fails too.
-    if not (mean <= limit and most <= _LARGEST_DIFFERENCE):
+    if prefilled and not (through_graph := _Difference.of(prefilled, decoder)).is_small:
         raise DisagreementError(
-            f"on this machine the log-probabilities of {len(distances)} certified tokens, after a prompt through the "
-            f"8-bit graph, differ by {mean:.4f} on average and {most:.4f} at most; the limits are {limit:g} and "
-            f"{_LARGEST_DIFFERENCE:g}",
+            through_graph.message(", after a prompt through the 8-bit graph,"),
+            # The graph that decodes is within the limits.
             hint="run prompts through the other graph: `ortkit generate --prefill none`",
         )
+    return Agreement(len(distances), difference.mean, same)
 
 
 def _check_answer(decoder: Decoder, answer: GoldenAnswer) -> None:
