@@ -156,6 +156,23 @@ class Embedder(Encoder, ClosableModel):
         return self._warned(self._run(passages, chosen, progress=progress, name="passages"))
 
     @takes_keywords(EmbedOptions)
+    def embed_tokenized(
+        self,
+        passages: Sequence[TokenizedText],
+        *,
+        progress: Callable[[int], None] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> NDArray[Any]:
+        """Embed passages that `tokenizer` has tokenized with `passage_prefix`, as `embed_passages` embeds their texts.
+
+        >>> passages = embedder.tokenizer.tokenize(["The pump does not start"], prefix=embedder.passage_prefix)
+        >>> embedder.embed_tokenized(passages).shape
+        (1, 384)
+        """
+        chosen = self._checked_options(self.passage_prefix, options)
+        return self._run_tokenized(passages, chosen, progress=progress).vectors
+
+    @takes_keywords(EmbedOptions)
     def embed_with_report(
         self,
         texts: Iterable[str],
@@ -214,7 +231,7 @@ class Embedder(Encoder, ClosableModel):
         (2, 384)
         """
         options = self._checked_options(self._prefix(prompt), {"dim": dim, "long": long})
-        return EmbedCall(*self._rows_of(listed(texts, "texts"), options))
+        return EmbedCall(*self._rows_of(self._tokenized(listed(texts, "texts"), options), options))
 
     def open_query_call(self, query: str, *, long: LongTexts | str | None = None) -> EmbedCall:
         """Tokenize one search query as `embed_query` does, for batches that are shared with other calls.
@@ -225,7 +242,7 @@ class Embedder(Encoder, ClosableModel):
         (1, 384)
         """
         options = self._checked_options(self._first_prompt(_QUERY_PROMPTS), {"long": long})
-        return EmbedCall(*self._rows_of([query], options))
+        return EmbedCall(*self._rows_of(self._tokenized([query], options), options))
 
     def count_tokens(self, texts: Iterable[str], *, prompt: str | None = None) -> NDArray[np.int64]:
         """Count the tokens of each text before truncation, including special tokens and prompt: int64 (texts,).
@@ -318,7 +335,19 @@ class Embedder(Encoder, ClosableModel):
 
         Batches are padded to a bucket that is no less than `bucket`.
         """
-        results, rows = self._rows_of(listed(texts, name), options, before)
+        tokenized = self._tokenized(listed(texts, name), options, before)
+        return self._run_tokenized(tokenized, options, before=before, progress=progress, bucket=bucket)
+
+    def _run_tokenized(
+        self,
+        tokenized: Sequence[TokenizedText],
+        options: CheckedOptions,
+        *,
+        before: int = 0,
+        progress: Callable[[int], None] | None = None,
+        bucket: Bucket | None = None,
+    ) -> Embeddings:
+        results, rows = self._rows_of(tokenized, options, before)
 
         def run_batch(batch: list[Row]) -> None:
             results.add(batch, self._pooled([row.ids for row in batch], options.skip, bucket))
@@ -329,16 +358,18 @@ class Embedder(Encoder, ClosableModel):
         run_all(lambda batch: self._budget.run(run_batch, batch, length=_tokens_of), groups, self.workers)
         return results.embeddings()
 
+    def _tokenized(self, texts: Sequence[str], options: CheckedOptions, before: int = 0) -> list[TokenizedText]:
+        return self.tokenizer.tokenize(texts, prefix=options.prefix, long=options.long, before=before)
+
     def _rows_of(
-        self, texts: Sequence[str], options: CheckedOptions, before: int = 0
+        self, tokenized: Sequence[TokenizedText], options: CheckedOptions, before: int = 0
     ) -> tuple[EmbeddingsBuilder, list[Row]]:
-        """Tokenize texts: the rows to run, and what collects their results."""
-        tokenized = self.tokenizer.tokenize(texts, prefix=options.prefix, long=options.long, before=before)
+        """The rows to run for tokenized texts, and what collects their results."""
         _refuse_empty(tokenized, before)
         if options.long is LongTexts.ERROR:
             self._refuse_long(tokenized, before)
         self._check_memory((max(map(len, text.chunks)) for text in tokenized), "text", before)
-        results = EmbeddingsBuilder(len(texts), options)
+        results = EmbeddingsBuilder(len(tokenized), options)
         return results, list(results.rows(tokenized))
 
     def _run_rows(self, rows: list[SharedRow]) -> None:
@@ -382,8 +413,7 @@ class Embedder(Encoder, ClosableModel):
         if long:
             text = tokenized[long[0]]
             raise TextTooLongError(
-                f"text {before + long[0]} has {text.tokens + text.dropped} tokens, and the model's limit is "
-                f"{self.max_length}",
+                f"text {before + long[0]} has {text.total} tokens, and the model's limit is {self.max_length}",
                 hint='split it, truncate it (`long="truncate"`), or average its chunks (`long="mean"`)',
                 texts=long,
             )

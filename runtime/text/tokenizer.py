@@ -50,6 +50,11 @@ class TokenizedText:
         """Number of tokens that the model reads, including special tokens and the prompt of each chunk."""
         return sum(map(len, self.chunks))
 
+    @property
+    def total(self) -> int:
+        """Number of tokens before truncation."""
+        return self.tokens + self.dropped
+
 
 class Tokenizer:
     """A tokenizer.json with the manifest's limits."""
@@ -88,14 +93,18 @@ class Tokenizer:
         faults: dict[int, str] = {}
         for text in self._read(texts, faults, prefix=prefix):
             _refuse_faulty(faults, 0)
-            yield text.tokens + text.dropped
+            yield text.total
         _refuse_faulty(faults, 0)
 
-    def sizes(self, texts: Sequence[str], *, prefix: str = "") -> list[int | str]:
+    def sizes(self, texts: Sequence[str]) -> list[int | str]:
         """Count tokens as `count` does; for a text that cannot be tokenized, the reason (a predicate) instead."""
+        return [one if isinstance(one, str) else one.total for one in self.tokenized(texts)]
+
+    def tokenized(self, texts: Sequence[str], *, prefix: str = "") -> list[TokenizedText | str]:
+        """Tokenize as `tokenize` does; for a text that cannot be tokenized, the reason (a predicate) instead."""
         faults: dict[int, str] = {}
-        sizes = [text.tokens + text.dropped for text in self._read(texts, faults, prefix=prefix)]
-        return [faults.get(index, size) for index, size in enumerate(sizes)]
+        found = list(self._read(texts, faults, prefix=prefix))
+        return [faults.get(index, text) for index, text in enumerate(found)]
 
     def spans(self, text: str) -> Spans:
         """Token ids of a text without special tokens, and where each is in `text`; raises InputError."""

@@ -62,7 +62,7 @@ def test_an_update_keeps_the_settings_of_its_chunks(
 
     assert finished.code == 2
     assert finished.err.startswith(
-        f"error: the index `{index}` has chunks of 40 tokens with an overlap of 5 (version 1), and these are 30 and 5"
+        f"error: the index `{index}` has chunks of 40 tokens with an overlap of 5 (version 2), and these are 30 and 5"
     )
     assert report(ortkit(*command, "--restart", "--chunk-tokens", 30, "--json"))["embedded"] > 4
     with Index.open(index) as opened:

@@ -148,7 +148,6 @@ class BatchReader:
         self.skipped.append(SkippedFile(file.name, reason))
 
     def _add(self, pending: PendingFile, chunk: Chunk) -> None:
-        chunk = _encodable(chunk)
         text = chunk.embedded_text
         self._batch.chunks.append(PendingChunk(pending, pending.chunks, chunk, text_hash(text)))
         self._batch.characters += len(text)
@@ -186,21 +185,3 @@ def is_unchanged(found: FoundFile, known: Stamp) -> bool:
 
 def _reason(error: OrtkitError) -> str:
     return error.message if error.hint is None else f"{error.message}; {error.hint}"
-
-
-def _encodable(chunk: Chunk) -> Chunk:
-    """A chunk of valid Unicode: unpaired surrogates, which JSON files can have, become question marks."""
-    place = chunk.place
-    parts = (chunk.text, chunk.title, chunk.context, *place.headings)
-    if all(map(_is_encodable, parts)):
-        return chunk
-    text, title, context, *headings = (part.encode("utf-8", "replace").decode() for part in parts)
-    return Chunk(text, title, type(place)(place.lines, place.page, tuple(headings)), context)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,22 +1,23 @@
 """Split documents into chunks of the embedder's length, by its own tokenizer.
 
 Passages under one heading are packed into a chunk. A long passage is split where sentences begin, and a long sentence
-between tokens. A chunk repeats the end of the one before, if that is under the same heading. Every chunk is counted as
-it will be embedded, since the tokens of a text need not be those of its parts.
+between tokens. A chunk repeats the end of the one before, if that is under the same heading. Every chunk is tokenized
+as it will be embedded, since the tokens of a text need not be those of its parts; what fits as a whole, only so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby, pairwise
 
 import numpy as np
 
 from ...runtime.encoder.embedder import Embedder
 from ...runtime.errors import InputError
 from ...runtime.text.sentences import sentence_starts
+from ...runtime.text.tokenizer import TokenizedText
 from .characters import whole_characters
 from .documents.document import Document, Passage, Place
 
@@ -35,13 +36,15 @@ _LONGEST_SENTENCE = 1 << 13
 """Characters: a longer one is split before it is tokenized, which is slow and may be refused for much longer ones."""
 _LONGEST_TOKEN = 16
 """Characters that count as a token at least: WordPiece has one `[UNK]` for a word of any length, such as base64."""
+_LIKELY_CHARACTERS = 6
+"""Characters of a token up to which what stands under a heading is tokenized as a whole first. English has 4 to 5."""
 _BATCH_CHARACTERS = 1 << 16
 _BATCH_CHUNKS = 128
 _CONTEXT_SEPARATOR = " > "
 _LONGEST_NAME = 1000
 """Characters of a title or heading that are looked at."""
 _WORD = re.compile(r"\w")
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Chunk:
     place: Place
     context: str = ""
     """Title and headings, shortened to leave room for the text."""
+    tokenized: TokenizedText | None = field(default=None, compare=False, repr=False)
+    """`embedded_text` with the passage prompt; None for a chunk from an index."""
 
     @property
     def embedded_text(self) -> str:
@@ -104,12 +109,53 @@ class _Sentence:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A chunk before it is counted as a whole."""
+    """A chunk before it is tokenized as a whole."""
 
     context: str
     sentences: list[_Sentence]
     repeated: int = 0
     """How many of them are repeated from the chunk before."""
+
+    def chunk(self, title: str) -> Chunk:
+        """The chunk without its tokens."""
+        place = self.sentences[0].passage.place
+        lines = [found for sentence in self.sentences if (found := sentence.lines) is not None]
+        whole = (min(first for first, _ in lines), max(last for _, last in lines)) if lines else None
+        return Chunk(_text_of(self.sentences), title, Place(whole, place.page, place.headings), self.context)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Passages under one heading, or of one page, that follow each other."""
+
+    passages: Sequence[Passage]
+    is_whole: bool
+    """Whether these are all of them."""
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return self.passages[0].place.headings
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], int | None]:
+        """Differs from that of the section before."""
+        return _section_of(self.passages[0])
+
+    @property
+    def characters(self) -> int:
+        return sum(len(passage.text) for passage in self.passages)
+
+    def draft(self, context: str) -> _Draft:
+        """All passages in one draft; their tokens are not known."""
+        return _Draft(context, [_Sentence(passage, 0, len(passage.text), 0, 0) for passage in self.passages])
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What stands above the text of a chunk."""
+
+    text: str
+    tokens: int
 
 
 class Chunker:
@@ -126,7 +172,7 @@ class Chunker:
         """
         self._tokenizer = embedder.tokenizer
         self._prefix = embedder.passage_prefix
-        self._around = int(embedder.tokenizer.sizes([""], prefix=self._prefix)[0])
+        self._around = int(embedder.tokenizer.sizes([self._prefix])[0])
         """Special tokens and those of the prompt."""
         self._special = len(embedder.tokenizer.before) + len(embedder.tokenizer.after)
         self.settings = _checked_settings(max_tokens, overlap, most=embedder.max_length, around=self._around)
@@ -145,60 +191,81 @@ class Chunker:
 
         What the tokenizer refuses is left out, and counted in the document's report.
         """
-        drafts = self._drafts(document)
-        while batch := list(islice(drafts, _BATCH_CHUNKS)):
-            yield from self._fitted(batch, document)
+        drafts: list[_Draft] = []
+        for part in self._parts(document):
+            if isinstance(part, _Draft):
+                drafts.append(part)
+            if drafts and (len(drafts) == _BATCH_CHUNKS or isinstance(part, Chunk)):
+                yield from self._fitted(drafts, document)
+                drafts = []
+            if isinstance(part, Chunk):
+                yield part
+        yield from self._fitted(drafts, document)
 
     def _tokens_of(self, texts: Sequence[str]) -> list[int | str]:
         """Tokens of each text, without special tokens and prompt; or why it cannot be tokenized."""
         sizes = self._tokenizer.sizes(texts)
         return [size if isinstance(size, str) else size - self._special for size in sizes]
 
-    def _drafts(self, document: Document) -> Iterator[_Draft]:
+    def _parts(self, document: Document) -> Iterator[_Draft | Chunk]:
+        """The chunks of sections that fit as a whole, and the drafts of the others."""
         packer: _Packer | None = None
         above: tuple[tuple[str, ...], int | None] | None = None
-        contexts: dict[tuple[str, ...], tuple[str, int]] = {}
-        for sentences in self._sentences(document, contexts):
-            place = sentences[0].passage.place
-            if packer is None or above != (place.headings, place.page):
-                if packer is not None:
-                    yield from packer.end()
-                above = (place.headings, place.page)
-                context, tokens = contexts[place.headings]
-                room = self.settings.max_tokens - self._around - tokens
-                packer = _Packer(context, room, self.settings.overlap, self._join)
-            yield from packer.add(sentences)
+        contexts: dict[tuple[str, ...], _Context] = {}
+        for sections in _sections(document.passages):
+            wholes = self._wholes(sections, document.title, contexts)
+            rest = [section for section, whole in zip(sections, wholes, strict=True) if whole is None]
+            sentences = self._sentences([passage for section in rest for passage in section.passages], document)
+            for section, whole in zip(sections, wholes, strict=True):
+                if above != section.key:
+                    if packer is not None:
+                        yield from packer.end()
+                    above, packer = section.key, None
+                if whole is not None:
+                    yield whole
+                    continue
+                if packer is None:
+                    context = contexts[section.headings]
+                    room = self.settings.max_tokens - self._around - context.tokens
+                    packer = _Packer(context.text, room, self.settings.overlap, self._join)
+                for _ in section.passages:
+                    found = next(sentences)
+                    if any(sentence.tokens for sentence in found):
+                        yield from packer.add(found)
         if packer is not None:
             yield from packer.end()
 
-    def _sentences(
-        self, document: Document, contexts: dict[tuple[str, ...], tuple[str, int]]
-    ) -> Iterator[list[_Sentence]]:
-        """The sentences of each passage, none longer than a chunk; passages without tokens are left out.
+    def _wholes(
+        self, sections: Sequence[_Section], title: str, contexts: dict[tuple[str, ...], _Context]
+    ) -> list[Chunk | None]:
+        """For each section its chunk, if it is one; `contexts` gets what stands above the sections."""
+        # Many small calls of the tokenizer are slow: headings and sections are tokenized in one.
+        new = list({section.headings: None for section in sections if section.headings not in contexts})
+        above = [_above(title, headings) for headings in new]
+        likely = {
+            place: section.draft(_context_line(_above(title, section.headings)).rstrip("\n")).chunk(title)
+            for place, section in enumerate(sections)
+            if section.is_whole and section.characters <= self._longest * _LIKELY_CHARACTERS
+        }
+        texts = [self._prefix + chunk.embedded_text for chunk in likely.values()]
+        tokenized = self._tokenizer.tokenized([_context_line(names) for names in above] + texts)
+        for headings, names, found in zip(new, above, tokenized, strict=False):
+            contexts[headings] = self._context(names, found if isinstance(found, str) else found.total - self._special)
+        wholes: list[Chunk | None] = [None] * len(sections)
+        for (place, chunk), found in zip(likely.items(), tokenized[len(new) :], strict=True):
+            context = contexts[sections[place].headings]
+            empty = context.tokens + self._around
+            if isinstance(found, str) or context.text != chunk.context or not empty < found.total:
+                continue
+            if max(found.total, empty + _weight(0, len(chunk.text))) <= self.settings.max_tokens:
+                wholes[place] = replace(chunk, tokenized=found)
+        return wholes
 
-        `contexts` gets the context, and its tokens, of the headings above each passage.
-        """
-        batch: list[Passage] = []
-        characters = 0
-        for passage in document.passages:
-            batch.append(passage)
-            characters += len(passage.text)
-            if characters > _BATCH_CHARACTERS:
-                yield from self._counted(batch, document, contexts)
-                batch, characters = [], 0
-        yield from self._counted(batch, document, contexts)
-
-    def _counted(
-        self, passages: Sequence[Passage], document: Document, contexts: dict[tuple[str, ...], tuple[str, int]]
-    ) -> Iterator[list[_Sentence]]:
+    def _sentences(self, passages: Sequence[Passage], document: Document) -> Iterator[list[_Sentence]]:
+        """The sentences of each passage, none longer than a chunk."""
         both = [(passage, list(_split(passage.text))) for passage in passages]
-        # Many small calls of the tokenizer are slow: sentences and headings are counted in one.
-        new = list({passage.place.headings: None for passage in passages if passage.place.headings not in contexts})
-        above = [_above(document.title, headings) for headings in new]
         texts = [passage.text[start:end] for passage, cuts in both for start, end in cuts]
-        sizes = iter(self._tokens_of([_context_line(names) for names in above] + texts))
-        for headings, names in zip(new, above, strict=True):
-            contexts[headings] = self._context(names, next(sizes))
+        sizes = iter(self._tokens_of(texts))
         for passage, cuts in both:
             line = 0
             sentences: list[_Sentence] = []
@@ -212,8 +279,7 @@ class Chunker:
                         line += passage.text.count("\n", first, last)
                     continue
                 line += passage.text.count("\n", start, end)
-            if any(sentence.tokens for sentence in sentences):
-                yield sentences
+            yield sentences
 
     def _pieces(self, text: str, start: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
         """A sentence of `size` tokens, or its pieces if it is too long: start, end, tokens."""
@@ -236,13 +302,13 @@ class Chunker:
             yield at, cut, max(tokens, 1, _weight(at, cut))
             at = cut
 
-    def _context(self, names: list[str], size: int | str) -> tuple[str, int]:
+    def _context(self, names: list[str], size: int | str) -> _Context:
         """Title and headings of `size` tokens in one line, and its tokens.
 
         Of too long ones, the outer headings are left out first, then the end of the line. The line break is counted.
         """
         if isinstance(size, str):
-            return "", 0
+            return _Context("", 0)
         while size > self._context_room and len(names) > 2:
             names = [names[0], *names[2:]]
             size = self._line_size(names)
@@ -252,8 +318,8 @@ class Chunker:
             names = [line[: int(starts[min(len(starts) - 1, max(0, self._context_room - 2))])].strip()]
             size = self._line_size(names)
         if size > self._context_room:
-            return "", 0
-        return _context_line(names).rstrip("\n"), size
+            return _Context("", 0)
+        return _Context(_context_line(names).rstrip("\n"), size)
 
     def _line_size(self, names: list[str]) -> int:
         (size,) = self._tokens_of([_context_line(names)])
@@ -262,16 +328,16 @@ class Chunker:
 
     def _fitted(self, drafts: Sequence[_Draft], document: Document) -> Iterator[Chunk]:
         """Chunks that are within the limit as a whole; longer ones are split again."""
-        chunks = [_chunk_of(draft, document.title) for draft in drafts]
-        sizes = self._tokenizer.sizes([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
-        for draft, chunk, size in zip(drafts, chunks, sizes, strict=True):
+        chunks = [draft.chunk(document.title) for draft in drafts]
+        tokenized = self._tokenizer.tokenized([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
+        for draft, chunk, found in zip(drafts, chunks, tokenized, strict=True):
             if not chunk.text:
                 continue
-            if isinstance(size, str):
-                document.report.skip(f"a passage that {size}")
-            elif size <= self.settings.max_tokens:
-                yield chunk
-            elif parts := _parts(draft):
+            if isinstance(found, str):
+                document.report.skip(f"a passage that {found}")
+            elif found.total <= self.settings.max_tokens:
+                yield replace(chunk, tokenized=found)
+            elif parts := _halves(draft):
                 yield from self._fitted(parts, document)
             else:
                 document.report.skip(f"a character of more than {self.settings.max_tokens} tokens")
@@ -354,6 +420,38 @@ def _weight(start: int, end: int) -> int:
     return (end - start) // _LONGEST_TOKEN
 
 
+def _section_of(passage: Passage) -> tuple[tuple[str, ...], int | None]:
+    return passage.place.headings, passage.place.page
+
+
+def _sections(passages: Iterable[Passage]) -> Iterator[list[_Section]]:
+    """The sections of a document, in batches; passages without words are left out."""
+    key = None
+    for batch, is_last in _batches(passages):
+        groups = [list(group) for _, group in groupby(batch, _section_of)]
+        begins = [_section_of(group[0]) != key if place == 0 else True for place, group in enumerate(groups)]
+        yield [
+            _Section(group, begins[place] and (is_last or place + 1 < len(groups)))
+            for place, group in enumerate(groups)
+        ]
+        key = _section_of(batch[-1]) if batch else key
+
+
+def _batches(passages: Iterable[Passage]) -> Iterator[tuple[list[Passage], bool]]:
+    """Passages of about _BATCH_CHARACTERS characters, and whether they are the last ones."""
+    batch: list[Passage] = []
+    characters = 0
+    for passage in passages:
+        if not passage.text or passage.text.isspace():
+            continue
+        batch.append(passage)
+        characters += len(passage.text)
+        if characters > _BATCH_CHARACTERS:
+            yield batch, False
+            batch, characters = [], 0
+    yield batch, True
+
+
 def _above(title: str, headings: tuple[str, ...]) -> list[str]:
     """Title and headings, each in one line and once; a title that is a heading too stands where that is."""
     names = [" ".join(name[:_LONGEST_NAME].split()) for name in (title, *headings)]
@@ -385,14 +483,6 @@ def _word_start(text: str, start: int, end: int) -> int:
         return space
     cut = whole_characters(text, end, start)
     return cut if cut > start else end
-
-
-def _chunk_of(draft: _Draft, title: str) -> Chunk:
-    sentences = draft.sentences
-    place = sentences[0].passage.place
-    lines = [found for sentence in sentences if (found := sentence.lines) is not None]
-    whole = (min(first for first, _ in lines), max(last for _, last in lines)) if lines else None
-    return Chunk(_text_of(sentences), title, Place(whole, place.page, place.headings), draft.context)
 
 
 def _text_of(sentences: Sequence[_Sentence]) -> str:
@@ -427,7 +517,7 @@ def _is_next_line(before: Passage, after: Passage) -> bool:
     return first is not None and last is not None and last[0] == first[1] + 1
 
 
-def _parts(draft: _Draft) -> list[_Draft]:
+def _halves(draft: _Draft) -> list[_Draft]:
     """A draft without what it repeats, its halves, or those of its sentence; none for a single character."""
     sentences = draft.sentences
     if draft.repeated:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.encoder.embedder import Embedder
-from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError, TextError
+from ...runtime.errors import BundleError, InputError, NotFoundError, OrtkitError
 from ...runtime.output_path import cannot_write
+from ...runtime.text.tokenizer import TokenizedText
 from .batches import Batch, BatchReader
 from .bundle_of_index import bundle_record
 from .chunks import Chunk, Chunker
@@ -164,8 +165,10 @@ class _Update:
         with _writing_errors(self._path):
             found = self._workspace.known_vectors(list(first_of)) if first_of else {}
         new = [known for known in first_of if known not in found]
-        embedded, without = self._embed([first_of[known].embedded_text for known in new])
-        new = [known for place, known in enumerate(new) if place not in without]
+        tokenized = [_tokens_of(first_of[known]) for known in new]
+        # Without any token, not even a special one, a text has no embedding.
+        new = [known for known, text in zip(new, tokenized, strict=True) if text.tokens]
+        embedded = self._embed([text for text in tokenized if text.tokens])
         found.update(zip(new, embedded, strict=True))
         self._embedded += len(new)
         chunks = [one for one in pending if one.hash in found]
@@ -175,22 +178,7 @@ class _Update:
             vectors[row] = found[one.hash]
         return chunks, vectors
 
-    def _embed(self, texts: list[str]) -> tuple[NDArray[np.float32], frozenset[int]]:
-        """Embed passages; those without any token, not even a special one, have no embedding: their places."""
-        without: frozenset[int] = frozenset()
-        if not texts:
-            return np.empty((0, self._embedder.dimension), np.float32), without
-        try:
-            vectors = self._embed_passages(texts)
-        except TextError as error:
-            if not error.texts:
-                raise
-            without = frozenset(error.texts)
-            rest = [text for place, text in enumerate(texts) if place not in without]
-            vectors = self._embed_passages(rest) if rest else np.empty((0, self._embedder.dimension), np.float32)
-        return unit_rows(vectors), without
-
-    def _embed_passages(self, texts: list[str]) -> NDArray[np.float32]:
+    def _embed(self, passages: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Embed passages, and report each batch of the embedder, which counts on several threads."""
         before = self._embedded
 
@@ -199,9 +187,11 @@ class _Update:
                 self._embedded += count
                 self._report()
 
-        vectors = self._embedder.embed_passages(texts, progress=advance)
+        if not passages:
+            return np.empty((0, self._embedder.dimension), np.float32)
+        vectors = self._embedder.embed_tokenized(passages, progress=advance)
         self._embedded = before
-        return vectors
+        return unit_rows(vectors)
 
     def _report(self) -> None:
         """Report progress, one call at a time, from the threads that read and that embed."""
@@ -284,3 +274,8 @@ class _Update:
             f"there is nothing to index in `{self._folder}`: {found}{consequence}",
             hint="name another folder, or look at the patterns and the ignore files",
         )
+
+
+def _tokens_of(chunk: Chunk) -> TokenizedText:
+    assert chunk.tokenized is not None  # noqa: S101 - for mypy: only chunks from an index have no tokens
+    return chunk.tokenized

@@ -81,7 +81,7 @@ def test_an_error_of_the_embedder_ends_the_reading(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Embedder, "embed_passages", interrupted)
+    monkeypatch.setattr(Embedder, "embed_tokenized", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Index.build(tmp_path / "x.index", tmp_path / "valves", tiny_embedder)
     assert reading_threads() == []

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -16,13 +17,16 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ortkit import Embedder, InputError
 from ortkit.runtime.bundle.manifest import TokenizerFacts
-from ortkit.runtime.text.tokenizer import Tokenizer
+from ortkit.runtime.text.tokenizer import TokenizedText, Tokenizer
+from ortkit.toolkit.search import chunks as chunks_module
 from ortkit.toolkit.search.chunks import Chunk, Chunker, ChunkSettings
 from ortkit.toolkit.search.documents.document import Document, Passage, Place, UnreadableFileError
 from ortkit.toolkit.search.documents.markdown import read_markdown
 from ortkit.toolkit.search.documents.plain_text import paragraphs
 from tests.decoders import TEXT, write_tokenizer
 from tests.tiny_bundles import write_embedder
+
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,12 @@ class Case:
     prefix: str
     lower_case: bool
 
-    def count(self, chunk: Chunk) -> int:
+    def ids(self, chunk: Chunk) -> list[int]:
         text = self.prefix + chunk.embedded_text
-        return len(self.reference.encode(text.lower() if self.lower_case else text).ids)
+        return list(self.reference.encode(text.lower() if self.lower_case else text).ids)
+
+    def count(self, chunk: Chunk) -> int:
+        return len(self.ids(chunk))
 
 
 def case_of(
@@ -111,6 +118,53 @@ def test_passages_of_one_heading_are_packed_and_not_over_headings(word_piece: Pa
     ]
     assert chunks[1].embedded_text == "Pumps > Start\n- three\n- four"
     assert {chunk.title for chunk in chunks} == {"Pumps"}
+
+
+def ids_of(chunk: Chunk) -> list[int]:
+    """What the embedder is given of a chunk."""
+    assert chunk.tokenized is not None
+    assert chunk.tokenized.dropped == 0
+    return chunk.tokenized.ids.tolist()
+
+
+def test_what_fits_under_a_heading_is_tokenized_once(word_piece: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(word_piece, max_tokens=64)
+    given_texts: list[str] = []
+    tokenized = Tokenizer.tokenized
+
+    def recorded(self: Tokenizer, texts: Sequence[str], **options: str) -> list[TokenizedText | str]:
+        given_texts.extend(texts)
+        return tokenized(self, texts, **options)
+
+    monkeypatch.setattr(Tokenizer, "tokenized", recorded)
+    passages = read_markdown("# Pumps\n\nOne. Two.\n\nThree.\n\n## Stop\nFour. Five.")[1]
+    (first, second) = case.chunker.chunks(whole(passages, "Pumps"))
+
+    assert given_texts == ["Pumps\n", "Pumps > Stop\n", first.embedded_text, second.embedded_text]
+
+
+@pytest.mark.parametrize("max_tokens", [32, 64, 200])
+def test_what_fits_as_a_whole_is_the_chunk_that_its_sentences_make(
+    word_piece: Path, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With WordPiece, whose tokens of a text are those of its sentences."""
+    chunker = case_of(word_piece, max_tokens=max_tokens).chunker
+    title, passages = read_markdown((ROOT / "README.md").read_text(encoding="utf-8"))
+    at_once = list(chunker.chunks(whole(passages, title)))
+    monkeypatch.setattr(chunks_module, "_LIKELY_CHARACTERS", 0)
+
+    assert at_once == list(chunker.chunks(whole(passages, title)))
+    assert len(at_once) > 20
+
+
+def test_a_section_that_goes_on_in_the_next_batch_is_one(word_piece: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunker = case_of(word_piece, max_tokens=64, overlap=0).chunker
+    passages = [Passage(f"The pump {n}.", Place(headings=(heading,))) for heading in "AB" for n in range(4)]
+    expected = [chunk.text for chunk in chunker.chunks(whole(passages))]
+    for most in (1, 20, 30, 40, 60):
+        monkeypatch.setattr(chunks_module, "_BATCH_CHARACTERS", most)
+        assert [chunk.text for chunk in chunker.chunks(whole(passages))] == expected
+    assert expected == ["The pump 0.\n\nThe pump 1.\n\nThe pump 2.\n\nThe pump 3."] * 2
 
 
 def test_a_long_passage_is_split_at_sentences_with_overlap(word_piece: Path) -> None:
@@ -269,6 +323,7 @@ def test_every_chunk_fits_and_nothing_is_lost(
 
     assert document.report.skipped_records == 0
     assert all(case.count(chunk) <= max_tokens for chunk in chunks), "counted by tokenizers itself"
+    assert [ids_of(chunk) for chunk in chunks] == [case.ids(chunk) for chunk in chunks]
     lines = "\n".join(lines_of(passages)).split("\n")
     for chunk in chunks:
         assert chunk.place.lines is not None
@@ -401,8 +456,12 @@ def test_an_embedder_takes_the_chunks_whole(tmp_path: Path) -> None:
     """With a real bundle: no chunk is truncated."""
     with Embedder(write_embedder(tmp_path / "bundle")) as embedder:
         chunks = list(Chunker(embedder, max_tokens=20, overlap=3).chunks(whole(paragraphs(TEXT * 3), "Title")))
-        report = embedder.embed_with_report([chunk.embedded_text for chunk in chunks])
+        texts = [chunk.embedded_text for chunk in chunks]
+        report = embedder.embed_with_report(texts)
+        vectors = embedder.embed_tokenized([chunk.tokenized for chunk in chunks if chunk.tokenized is not None])
+        expected = embedder.embed_passages(texts)
 
     assert len(chunks) > 5
     assert not report.dropped.any()
     assert report.tokens.max() <= 20
+    np.testing.assert_array_equal(vectors, expected)

@@ -29,6 +29,7 @@ from ortkit import (
     UpdateReport,
 )
 from ortkit.runtime.bundle.folder import MANIFEST
+from ortkit.runtime.text.tokenizer import TokenizedText
 from ortkit.toolkit.search import batches
 from ortkit.toolkit.search.storage import store, vectors, workspace
 from ortkit.toolkit.search.storage.index_file import INDEX_FILE
@@ -38,17 +39,17 @@ from tests.toolkit.search.conftest import MANUALS, write_files
 
 
 class Counted:
-    """How many texts an embedder embedded."""
+    """The texts that an embedder embedded, as its tokens spell them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.texts: list[str] = []
-        original = Embedder.embed_passages
+        original = Embedder.embed_tokenized
 
-        def counting(embedder: Embedder, passages: list[str], **options: Any) -> Any:
-            self.texts += passages
+        def counting(embedder: Embedder, passages: list[TokenizedText], **options: Any) -> Any:
+            self.texts += embedder.tokenizer.tokenizer.tokenizer.decode_batch([one.ids.tolist() for one in passages])
             return original(embedder, passages, **options)
 
-        monkeypatch.setattr(Embedder, "embed_passages", counting)
+        monkeypatch.setattr(Embedder, "embed_tokenized", counting)
 
 
 @pytest.fixture
@@ -203,13 +204,13 @@ def test_many_batches(tmp_path: Path, tiny_embedder: Embedder, monkeypatch: pyte
 def test_progress_within_a_batch_of_chunks(tmp_path: Path, tiny_embedder: Embedder) -> None:
     folder = write_files(tmp_path / "many", {f"{n}.txt": f"fox number {n}" for n in range(40)})
     seen: list[IndexProgress] = []
-    original = Embedder.embed_passages
+    original = Embedder.embed_tokenized
 
-    def in_small_batches(embedder: Embedder, passages: list[str], **options: Any) -> Any:
+    def in_small_batches(embedder: Embedder, passages: list[TokenizedText], **options: Any) -> Any:
         return original(embedder, passages, batch_tokens=64, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Embedder, "embed_passages", in_small_batches)
+        patch.setattr(Embedder, "embed_tokenized", in_small_batches)
         Index.build(tmp_path / "x.index", folder, tiny_embedder, progress=seen.append).close()
     embedded = [one.embedded for one in seen]
     assert embedded == sorted(embedded)
@@ -526,20 +527,20 @@ def test_an_interrupted_run_resumes(
 ) -> None:
     write_files(manuals, {f"{n:02}.txt": f"File number {n}. " * 8 for n in range(12)})
     monkeypatch.setattr(batches, "_BATCH_CHUNKS", 4)
-    original, calls = Embedder.embed_passages, 0
+    original, calls = Embedder.embed_tokenized, 0
 
-    def interrupted(embedder: Embedder, passages: list[str], **options: Any) -> Any:
+    def interrupted(embedder: Embedder, passages: list[TokenizedText], **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return original(embedder, passages, **options)
 
-    monkeypatch.setattr(Embedder, "embed_passages", interrupted)
+    monkeypatch.setattr(Embedder, "embed_tokenized", interrupted)
     before = contents(index)
     with pytest.raises(KeyboardInterrupt):
         again(index)
-    monkeypatch.setattr(Embedder, "embed_passages", original)
+    monkeypatch.setattr(Embedder, "embed_tokenized", original)
     assert contents(index) == before
     report = again(index)
     assert (report.resumed, report.added) == (True, 12)
