@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.safetensors_reader import STORED_AS, StoredTensor, stored_tensors
-from ..models.loading import load_config, quiet, refusing_what_fails
+from ..models.library_errors import library_errors
+from ..models.loading import load_config, quiet
 from ..models.weight_errors import check_tensor, missing_weights, unexpected_weights
 
 LINEAR_MODULES = (nn.Linear, Conv1D)
@@ -80,7 +81,7 @@ class LazyDecoder:
 def open_decoder(checkpoint: Checkpoint) -> LazyDecoder:
     """Open a checkpoint's model lazily; raises CheckpointError where its tensors do not fit its config."""
     config = load_config(checkpoint)
-    with quiet(), refusing_what_fails(checkpoint):
+    with quiet(), library_errors(f"`{checkpoint.folder}` cannot be loaded"):
         with no_init_weights(), _parameters_on_meta():
             # Eager attention is the reference that other implementations are compared with.
             model = transformers.AutoModelForCausalLM.from_config(

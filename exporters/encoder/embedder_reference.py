@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 
-from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
+from ..models.library_errors import library_errors
 from ..models.loading import quiet
 from ..models.published_model import VERSIONS, open_published
 
@@ -80,14 +80,9 @@ class PublishedEmbedder:
     @contextmanager
     def reported(self) -> Iterator[None]:
         """Raise CheckpointError for what the library makes of a checkpoint that it could open."""
-        with quiet():
-            try:
-                yield
-            # The library and torch raise whatever a checkpoint makes of their code.
-            except Exception as error:
-                raise CheckpointError(
-                    f"sentence-transformers opens `{self.checkpoint.top}` and cannot embed a text with it: {error}"
-                ) from error
+        message = f"sentence-transformers opens `{self.checkpoint.top}` and cannot embed a text with it"
+        with quiet(), library_errors(message):
+            yield
 
 
 def _class_around(model: Any) -> type[SentenceTransformer]:

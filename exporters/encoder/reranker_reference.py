@@ -12,9 +12,9 @@ import transformers
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import CrossEncoderFiles
+from ..models.library_errors import library_errors
 from ..models.loading import load_tokenizer, load_weights, quiet
 from ..models.published_model import VERSIONS, open_published
 from .reranker_config import answer_ids, follows_model_card, last_position, prompt_facts, reference_ids
@@ -70,14 +70,9 @@ class CrossEncoderReranker:
         return np.asarray(found, np.float32).reshape(-1)
 
     def run(self, call: Callable[[], Any]) -> Any:
-        with quiet():
-            try:
-                return call()
-            # The library raises whatever a checkpoint makes of its code.
-            except Exception as error:
-                raise CheckpointError(
-                    f"sentence-transformers opens `{self.checkpoint.top}` and cannot score a pair with it: {error}"
-                ) from error
+        message = f"sentence-transformers opens `{self.checkpoint.top}` and cannot score a pair with it"
+        with quiet(), library_errors(message):
+            return call()
 
 
 class ModelCardReranker:

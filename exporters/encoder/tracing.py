@@ -17,7 +17,7 @@ from optimum.utils import NormalizedTextConfig
 
 from ...runtime.bundle.graph_io import INPUT_IDS, TOKEN_TYPE_IDS
 from ...runtime.bundle.manifest import Kind, Manifest, Provider
-from ...runtime.errors import CheckpointError, UnsupportedModelError
+from ...runtime.errors import UnsupportedModelError
 from ..checkpoint.architectures import JINA_BERT, NOMIC_BERT
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.cross_encoder import CrossEncoderFiles, Form, labels_of
@@ -35,6 +35,7 @@ from ..graph.flatten import (
 from ..graph.passes import drop_unused_inputs, fold_constants, fuse_rms_norms, merge_products, tidy
 from ..models.jina_bert import JinaBertModel, alibi_slopes
 from ..models.last_token_classifier import LastTokenClassifier, classifier_of_answers
+from ..models.library_errors import library_errors
 from ..models.loading import load_tokenizer, load_weights, quiet
 from ..models.nomic_bert import NomicBertModel
 from ..models.optimum_trace import UNTESTED, trace_with_optimum
@@ -93,16 +94,9 @@ def trace(model: Any, scratch: Path, kind: Kind = Kind.EMBEDDER) -> ir.Model:
         config_class = TasksManager.get_exporter_config_constructor(
             "onnx", model, task=task, library_name="transformers"
         )
-    try:
-        with quiet():
-            return trace_with_optimum(model, config_class(model.config), scratch, smallest_constant=0)
-    except (MemoryError, OSError):
-        raise
-    # PyTorch raises whatever the settings of a config make of the model's code.
-    except Exception as error:
-        raise CheckpointError(
-            f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json: {error}"
-        ) from error
+    message = f"PyTorch cannot run `{model.config.model_type}` with the settings of its config.json"
+    with quiet(), library_errors(message):
+        return trace_with_optimum(model, config_class(model.config), scratch, smallest_constant=0)
 
 
 def rebuilt(

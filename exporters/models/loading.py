@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import transformers
 
-from ...runtime.errors import CheckpointError, OrtkitError
+from ...runtime.errors import CheckpointError
 from ...runtime.text.safe_tokenizer import raise_unless_of_tokenizers
 from ..checkpoint.checkpoint import Checkpoint, weight_files
 from ..checkpoint.files import TOKENIZER_CONFIG
 from ..checkpoint.safetensors_reader import READ_AS, StoredTensor, stored_tensors
 from ..printable import printable
+from .library_errors import library_errors
 from .weight_errors import check_tensor, missing_weights, unexpected_weights
 
 HEADS = frozenset(
@@ -51,16 +52,10 @@ _FEW_TOKENS = torch.tensor([[0, 1, 2]])
 
 def load_config(checkpoint: Checkpoint, config_class: Any = None) -> Any:
     """The config as transformers has it, by default in the class that its `model_type` names."""
-    with quiet():
-        try:
-            config_class = config_class or transformers.CONFIG_MAPPING[checkpoint.config["model_type"]]
-            _check_types(checkpoint, config_class())
-            config = config_class.from_dict(checkpoint.config)
-        except CheckpointError:
-            raise
-        # transformers' code does with values that it did not expect whatever they make of it.
-        except Exception as error:
-            raise CheckpointError(f"the config.json of `{checkpoint.name}` cannot be used: {error}") from error
+    with quiet(), library_errors(f"the config.json of `{checkpoint.name}` cannot be used"):
+        config_class = config_class or transformers.CONFIG_MAPPING[checkpoint.config["model_type"]]
+        _check_types(checkpoint, config_class())
+        config = config_class.from_dict(checkpoint.config)
     # How results are handed over is not part of the model, and the tracer reads them one way.
     config.torchscript = config.output_attentions = config.output_hidden_states = False
     config.return_dict = True
@@ -146,7 +141,7 @@ def load_weights(checkpoint: Checkpoint, model_class: Any) -> Any:
         if tensor.dtype in READ_AS:
             tensor.check_finite()
     config = load_config(checkpoint, getattr(model_class, "config_class", None))
-    with quiet(), refusing_what_fails(checkpoint):
+    with quiet(), library_errors(f"`{checkpoint.folder}` cannot be loaded"):
         with torch.device("meta"):
             _check_shapes(checkpoint, getattr(model_class, "from_config", model_class)(config), tensors)
         model, info = model_class.from_pretrained(
@@ -197,18 +192,6 @@ def _check_shapes(checkpoint: Checkpoint, shapes: Any, tensors: Mapping[str, Sto
             )
         if tensor is not None:
             check_tensor(checkpoint.folder, tensor, promised, READ_AS)
-
-
-@contextmanager
-def refusing_what_fails(checkpoint: Checkpoint) -> Iterator[None]:
-    """Transformers and torch raise whatever settings that do not go together make of their code."""
-    try:
-        yield
-    except OrtkitError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"`{checkpoint.folder}` cannot be loaded: {reason}") from error
 
 
 def _check_missing(checkpoint: Checkpoint, model: Any, missing: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint, check_safetensors
 from ..checkpoint.files import WEIGHTS
+from .library_errors import library_errors
 from .published_model import readable_folder
 
 _CLASSES = {"Dense": Dense, "LayerNorm": LayerNorm, "Normalize": Normalize, "Pooling": Pooling}
@@ -62,8 +63,5 @@ def _loaded_module(folder: Path, kind: str, path: str) -> Any:
         if not (folder / path / WEIGHTS).exists():
             raise CheckpointError(f"the module in `{path}` holds no `{WEIGHTS}`")
         check_safetensors(folder / path / WEIGHTS)
-    try:
+    with library_errors(f"the module in `{path}` cannot be loaded"):
         return _CLASSES[kind].load(str(folder), subfolder=path, local_files_only=True)
-    # The library raises whatever a damaged file makes of its code.
-    except Exception as error:
-        raise CheckpointError(f"the module in `{path}` cannot be loaded: {error}") from error

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import transformers
 
-from ...runtime.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.files import MODULES, TOKENIZER_CONFIG
+from .library_errors import library_errors
 from .loading import load_tokenizer, quiet
 
 VERSIONS = f"transformers {transformers.__version__}, torch {torch.__version__}, float32"
@@ -26,18 +26,15 @@ VERSIONS = f"transformers {transformers.__version__}, torch {torch.__version__},
 
 def open_published(checkpoint: Checkpoint, model_class: Callable[..., Any], **model_options: Any) -> Any:
     """The model as `model_class` of sentence-transformers builds it; raises CheckpointError when it cannot."""
-    with quiet(), readable_folder(checkpoint) as folder:
-        try:
-            return model_class(
-                str(folder),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True, **model_options},
-            ).eval()
-        # The library raises whatever a damaged file makes of its code.
-        except Exception as error:
-            raise CheckpointError(f"sentence-transformers cannot open `{checkpoint.top}`: {error}") from error
+    message = f"sentence-transformers cannot open `{checkpoint.top}`"
+    with quiet(), readable_folder(checkpoint) as folder, library_errors(message):
+        return model_class(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True, **model_options},
+        ).eval()
 
 
 @contextmanager
