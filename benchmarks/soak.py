@@ -34,7 +34,7 @@ from benchmarks.serving import milliseconds, percentile
 from benchmarks.table import print_table
 from benchmarks.texts import held_out_texts, questions_of, searches
 from ortkit import Answer, Decoder, Embedder, FinishReason, Reranker
-from ortkit.runtime.decoder.batch import Batch
+from ortkit.runtime.decoder.batch.batch import Batch
 
 RERANKER_BUNDLE = REPOSITORY / ".cache" / "bundles" / "seeded-reranker-int8"
 EMBEDDER, RERANKER, DECODER = "embedder", "reranker", "decoder"

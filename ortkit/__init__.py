@@ -21,13 +21,13 @@ if TYPE_CHECKING:
         Provider as Provider,
         Scores as Scores,
     )
-    from .runtime.decoder.batch import Batch as Batch, BatchStats as BatchStats, BatchStream as BatchStream
+    from .runtime.decoder.batch.batch import Batch as Batch, BatchStats as BatchStats, BatchStream as BatchStream
     from .runtime.decoder.chat import Chat as Chat
     from .runtime.decoder.decoder import Decoder as Decoder, DecoderPlan as DecoderPlan
     from .runtime.decoder.generation import Rates as Rates, Usage as Usage
     from .runtime.decoder.generation_options import GenerationOptions as GenerationOptions
     from .runtime.decoder.grammar import Grammar as Grammar
-    from .runtime.decoder.kv_cache import KVCache as KVCache
+    from .runtime.decoder.cache.kv_cache import KVCache as KVCache
     from .runtime.decoder.sampler import Sampler as Sampler, Sampling as Sampling
     from .runtime.decoder.stream import Answer as Answer, Stream as Stream, Token as Token
     from .runtime.decoder.token_choice import (
@@ -92,13 +92,13 @@ if TYPE_CHECKING:
 _RUNTIME = {
     "bundle.bundle": "Bundle",
     "bundle.manifest": "Certificate Kind Manifest Pooling Precision Provider Scores",
-    "decoder.batch": "Batch BatchStats BatchStream",
+    "decoder.batch.batch": "Batch BatchStats BatchStream",
     "decoder.chat": "Chat",
     "decoder.decoder": "Decoder DecoderPlan",
     "decoder.generation": "Rates Usage",
     "decoder.generation_options": "GenerationOptions",
     "decoder.grammar": "Grammar",
-    "decoder.kv_cache": "KVCache",
+    "decoder.cache.kv_cache": "KVCache",
     "decoder.sampler": "Sampler Sampling",
     "decoder.stream": "Answer Stream Token",
     "decoder.token_choice": "FinishReason Step TokenLogprob",

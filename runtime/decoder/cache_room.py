@@ -13,7 +13,7 @@ from ..session.memory import SPARE, available_memory, mebibytes
 from ..session.memory_limit import MemoryLimit, trim
 from ..session.opening import smaller
 from ..text.safe_tokenizer import SafeTokenizer
-from .kv_cache import FIRST_CAPACITY, KVCache, token_size
+from .cache.kv_cache import FIRST_CAPACITY, KVCache, token_size
 from .memory_estimate import SMALLEST_RUN, run_size
 
 

@@ -11,9 +11,9 @@ from ..errors import InputError
 from ..text.detokenizer import Detokenizer
 from ..text.messages import ASSISTANT, SYSTEM, USER, Message, Messages, messages_of, with_system
 from ..text.tokenizer import checked_text
+from .cache.prompt_cache import Conversation, load_cache, save_cache
 from .decoder import Decoder
 from .generation_options import GenerationOptions
-from .prompt_cache import Conversation, load_cache, save_cache
 from .stream import Stream
 from .token_choice import FinishReason
 

@@ -39,19 +39,19 @@ from ..text.stop_strings import StopStrings
 from ..text.tokenizer import checked_text
 from ..text.tool_calls import ToolForm, form_of, markers_of
 from ..text.tools import Calls, ToolChoice, chosen_tools, tools_of
-from . import prompt_cache as saved_cache
-from .cache_memory import memory_of
+from .cache import prompt_cache as saved_cache
+from .cache.cache_memory import memory_of
+from .cache.kv_cache import KVCache
+from .cache.prompt_cache import identity_of
 from .cache_room import CacheRoom
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
 from .golden import compare_answers, golden_answers
 from .grammar import Grammar, GrammarCompiler
-from .kv_cache import KVCache
 from .memory_estimate import run_tokens
 from .model_runner import ModelRunner, check_interface
 from .prefill_choice import takes_int8_prefill
 from .prompt import Prompt, begun, checked_id, checked_max_tokens
-from .prompt_cache import identity_of
 from .sampler import Sampling
 from .stream import Answer, Stream
 from .token_choice import TokenChoice
@@ -353,7 +353,7 @@ class Decoder(ClosableModel):
             [8, 8]
         """
         # An answer alone needs none of it.
-        from .many_answers import answer_all, listed  # noqa: PLC0415
+        from .batch.many_answers import answer_all, listed  # noqa: PLC0415
 
         return answer_all(self, listed(prompts, "prompts"), slots=slots, options=options)
 
@@ -373,7 +373,7 @@ class Decoder(ClosableModel):
         >>> [answer.usage.completion_tokens for answer in decoder.chat_many(questions, max_tokens=8)]
         [8, 8]
         """
-        from .many_answers import listed, numbered  # noqa: PLC0415
+        from .batch.many_answers import listed, numbered  # noqa: PLC0415
 
         use = self.tool_use(tools, tool_choice=tool_choice)
         prompts = [
@@ -657,6 +657,14 @@ class Decoder(ClosableModel):
             )
         # Fine-tuned models have the facts of their base model.
         if cache.facts != self.facts or cache.identity != self._identity:
+            int8 = self.prefill_session is not None
+            if cache.identity == identity_of(self.bundle, int8_prefill=not int8):
+                there, here = ("without", "with") if int8 else ("with", "without")
+                raise InputError(
+                    f"the cache was made {there} the 8-bit graph for prompts of `{self.bundle.path}`, and this decoder "
+                    f"runs prompts {here} it",
+                    hint="make one with `decoder.new_cache()`, or open both decoders with the same `prefill`",
+                )
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 

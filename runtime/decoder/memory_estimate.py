@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..bundle.bundle import GRAPH
 from ..bundle.manifest import CacheType, DecoderFacts, Manifest, Precision, Provider, WeightBlocks
-from .kv_cache import token_size
+from .cache.kv_cache import token_size
 from .prefill_choice import prefill_size
 
 _LENGTHS = (1024, 4096, 8192)

@@ -23,8 +23,8 @@ from ..errors import BundleError, InputError
 from ..session.cpu import needs_even_rows
 from ..session.onnxruntime_import import load_onnxruntime
 from ..session.session import FLOATS, Session
-from .cache_memory import memory_of
-from .kv_cache import Bound, KVCache, Written
+from .cache.cache_memory import memory_of
+from .cache.kv_cache import Bound, KVCache, Written
 
 _INT64, _INT32 = "tensor(int64)", "tensor(int32)"
 _GRAPH_TYPES: Mapping[CacheType, str] = {

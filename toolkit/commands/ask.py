@@ -37,8 +37,8 @@ from .query_warnings import said_of
 from .search import NOTHING_FOUND
 
 if TYPE_CHECKING:
+    from ...runtime.decoder.cache.kv_cache import KVCache
     from ...runtime.decoder.generation import Rates
-    from ...runtime.decoder.kv_cache import KVCache
     from ..search.answers import Answerer, CitedStream, Grounding
     from ..search.answers import Source as PassageSource
 

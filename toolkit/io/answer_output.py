@@ -20,10 +20,10 @@ from .prompts import as_messages
 from .writers import object_to_json
 
 if TYPE_CHECKING:
+    from ...runtime.decoder.cache.kv_cache import KVCache
     from ...runtime.decoder.decoder import Decoder
     from ...runtime.decoder.generation import Rates
     from ...runtime.decoder.grammar import Grammar
-    from ...runtime.decoder.kv_cache import KVCache
     from ...runtime.decoder.stream import Answer, Stream, Token
     from .answer_options import AnswerOptions
     from .prompts import Prompt

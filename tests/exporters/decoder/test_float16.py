@@ -23,7 +23,7 @@ from ortkit.exporters.graph.streamed_tensor import StreamedTensor
 from ortkit.exporters.options import ExportPlan
 from ortkit.runtime.bundle.folder import DraftBundle
 from ortkit.runtime.bundle.manifest import CacheType, Kind, Provider
-from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.decoder.cache.kv_cache import token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.replay import replay
 from tests.commands import Finished

@@ -18,7 +18,7 @@ from ortkit.exporters.decoder.passes import attentions
 from ortkit.exporters.export_stage import bundle_name
 from ortkit.exporters.options import ExportPlan
 from ortkit.runtime.bundle.manifest import CacheType, Kind, Provider
-from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.decoder.cache.kv_cache import token_size
 from ortkit.runtime.replay import replay
 from tests.commands import Finished
 from tests.decoders import HEAD_SIZE, write_decoder

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ortkit import Decoder, OutOfMemoryError
-from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.decoder.cache.kv_cache import token_size
 from ortkit.runtime.session.memory_limit import MARGIN, resident_memory
 
 PROMPT = "The quick brown fox"

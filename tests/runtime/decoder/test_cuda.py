@@ -10,7 +10,7 @@ import pytest
 
 from ortkit import Bundle, Chat, Decoder, OutOfMemoryError
 from ortkit.runtime.bundle.graph_io import INPUT_IDS, LAST_POSITIONS, LOGIT_POSITIONS, TOTAL_LENGTH
-from ortkit.runtime.decoder.kv_cache import FIRST_CAPACITY, token_size
+from ortkit.runtime.decoder.cache.kv_cache import FIRST_CAPACITY, token_size
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.token_choice import FinishReason
 from tests.decoders import TinyDecoder

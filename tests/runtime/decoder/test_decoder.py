@@ -9,7 +9,7 @@ import pytest
 
 from ortkit import Bundle, BundleError, Decoder, InputError, OutOfMemoryError, TextTooLongError
 from ortkit.runtime.bundle.manifest import CacheType, GenerationDefaults
-from ortkit.runtime.decoder.kv_cache import SPARE, token_size
+from ortkit.runtime.decoder.cache.kv_cache import SPARE, token_size
 from ortkit.runtime.decoder.memory_estimate import _LARGEST_RUN
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.sampler import Sampling

@@ -8,9 +8,9 @@ import pytest
 
 from ortkit import Bundle, Chat, Decoder, OutOfMemoryError, Precision, Sampling
 from ortkit.exporters import export
+from ortkit.runtime.decoder.cache.kv_cache import KVCache
 from ortkit.runtime.decoder.chat import USER
 from ortkit.runtime.decoder.generation import Steps
-from ortkit.runtime.decoder.kv_cache import KVCache
 from ortkit.runtime.decoder.model_runner import ModelRunner
 from ortkit.runtime.decoder.prompt_lookup import PromptLookup
 from ortkit.runtime.decoder.token_choice import TokenChoice

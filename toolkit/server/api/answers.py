@@ -15,7 +15,7 @@ from ....runtime.errors import InputError
 from ..errors import ClosingError, RequestError
 
 if TYPE_CHECKING:
-    from ....runtime.decoder.batch import BatchStream
+    from ....runtime.decoder.batch.batch import BatchStream
     from ..operation.metrics import Metrics
     from ..served.models import ServedModel
     from ..settings import ServerSettings

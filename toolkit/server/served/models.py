@@ -19,7 +19,7 @@ from ..errors import UnknownModelError, WrongModelError, listed, printable
 from .encoder_queue import EncoderQueue
 
 if TYPE_CHECKING:
-    from ....runtime.decoder.batch import Batch
+    from ....runtime.decoder.batch.batch import Batch
     from ....runtime.decoder.decoder import Decoder
     from ....runtime.encoder.embedder import Embedder
     from ....runtime.encoder.reranker import Reranker
@@ -245,13 +245,13 @@ def open_model(
     metrics: Metrics | None = None,
 ) -> ServedModel:
     """Open a bundle with what shares it between requests."""
-    from ....runtime.decoder.prompt_cache import identity_of
+    from ....runtime.decoder.cache.prompt_cache import identity_of
 
     bundle = bundle if isinstance(bundle, BundleFolder) else Bundle.open(bundle)
     fingerprint, digest = f"fp_{identity_of(bundle)[:16]}", bundle.digest
     kind = bundle.manifest.kind
     if kind is Kind.DECODER:
-        from ....runtime.decoder.batch import Batch
+        from ....runtime.decoder.batch.batch import Batch
         from ....runtime.decoder.decoder import Decoder
 
         decoder = Decoder(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ortkit import Bundle, Decoder, InputError, NotFoundError, OutputError
 from ortkit.runtime.bundle.manifest import CacheType, FileRecord
-from ortkit.runtime.decoder.kv_cache import token_size
+from ortkit.runtime.decoder.cache.kv_cache import token_size
 from tests.decoders import write_decoder
 
 PROMPT = "The quick brown fox jumps over the lazy dog. "

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.graph_io import INPUT_IDS, decoder_inputs, decoder_outputs
-from ..bundle.manifest import DecoderFacts
-from ..session.session import Session
-from .cache_memory import zeros
-from .kv_cache import Bound, cache_dtype, token_size
-from .model_runner import HostInput
-from .prefix_store import Ids, SavedPrefix, common_prefix
-from .prompt_runs import PromptRuns
+from ...bundle.graph_io import INPUT_IDS, decoder_inputs, decoder_outputs
+from ...bundle.manifest import DecoderFacts
+from ...session.session import Session
+from ..cache.cache_memory import zeros
+from ..cache.kv_cache import Bound, cache_dtype, token_size
+from ..cache.prefix_store import Ids, SavedPrefix, common_prefix
+from ..model_runner import HostInput
+from ..prompt_runs import PromptRuns
 
 _HUGE_PAGE = 2 << 20
 """Bytes of a huge page on x86-64, and on most ARM systems."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
-from ..arguments import checked_integer
-from ..errors import InputError, OutOfMemoryError, TextError
-from ..text.messages import Messages
+from ...arguments import checked_integer
+from ...errors import InputError, OutOfMemoryError, TextError
+from ...text.messages import Messages
+from ..generation_options import GenerationOptions
+from ..prompt import Prompt, checked_max_tokens
+from ..stream import Answer
 from .batch import Batch
 from .batched_decoder import BatchedDecoder
-from .generation_options import GenerationOptions
-from .prompt import Prompt, checked_max_tokens
-from .stream import Answer
 
 Result = TypeVar("Result")
 

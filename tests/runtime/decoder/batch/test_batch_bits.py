@@ -12,7 +12,7 @@ from benchmarks.texts import held_out_texts
 from ortkit import Batch, Bundle, Decoder, Precision
 from ortkit.exporters import export
 from ortkit.runtime.bundle.manifest import CacheType
-from ortkit.runtime.decoder import batch_engine
+from ortkit.runtime.decoder.batch import batch_engine
 from tests.batch_traffic import Request, alone, follow_ups, requests, together
 from tests.decoders import write_decoder
 from tests.exporters.decoder_checkpoints import write_checkpoint

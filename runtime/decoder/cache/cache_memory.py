@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutOfMemoryError
-from ..session.memory import available_memory, mebibytes
-from ..session.onnxruntime_import import load_onnxruntime
-from ..session.session import Session
+from ...errors import OutOfMemoryError
+from ...session.memory import available_memory, mebibytes
+from ...session.onnxruntime_import import load_onnxruntime
+from ...session.session import Session
 
 LARGE = 4 << 20
 """Bytes of a buffer from which on it is placed on huge pages."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..arguments import checked_integer
-from ..errors import InputError, OutOfMemoryError
-from ..session.memory import SPARE, available_memory, mebibytes
+from ...arguments import checked_integer
+from ...errors import InputError, OutOfMemoryError
+from ...session.memory import SPARE, available_memory, mebibytes
+from ..cache.kv_cache import FIRST_CAPACITY, token_size
 from .batched_decoder import BatchedDecoder
-from .kv_cache import FIRST_CAPACITY, token_size
 from .slots import decodes_together
 
 _PREFIX_BYTES = 256 << 20

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NoReturn, Unpack
 
-from ..arguments import checked_integer, takes_keywords
-from ..errors import InputError, OrtkitError, ProviderError
-from ..session.closing import ClosableModel
-from ..text.detokenizer import Detokenizer
-from ..text.messages import Messages
-from ..text.stop_strings import StopStrings
-from ..text.tools import ToolChoice
+from ...arguments import checked_integer, takes_keywords
+from ...errors import InputError, OrtkitError, ProviderError
+from ...session.closing import ClosableModel
+from ...text.detokenizer import Detokenizer
+from ...text.messages import Messages
+from ...text.stop_strings import StopStrings
+from ...text.tools import ToolChoice
+from ..cache.prefix_store import PrefixStore
+from ..generation import Rates
+from ..generation_options import GenerationOptions, checked_options
+from ..prompt import Prompt, checked_max_tokens
+from ..stream import AnswerText, Token, TokenStream
+from ..token_choice import FinishReason
 from .batch_engine import Engine, Event, TokenSequence
 from .batch_memory import divided
 from .batched_decoder import BatchedDecoder
-from .generation import Rates
-from .generation_options import GenerationOptions, checked_options
-from .prefix_store import PrefixStore
-from .prompt import Prompt, checked_max_tokens
 from .slots import Slots
-from .stream import AnswerText, Token, TokenStream
-from .token_choice import FinishReason
 
 Listener = Callable[[Token | Exception], None]
 """A function that gets each token of an answer, or the error that ends it, on the engine's thread."""

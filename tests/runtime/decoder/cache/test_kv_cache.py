@@ -12,8 +12,8 @@ import pytest
 
 from ortkit import InputError, OutOfMemoryError
 from ortkit.runtime.bundle.manifest import CacheType, DecoderFacts, GenerationDefaults
-from ortkit.runtime.decoder.cache_memory import LARGE, zeros
-from ortkit.runtime.decoder.kv_cache import FIRST_CAPACITY, SPARE, KVCache, token_size
+from ortkit.runtime.decoder.cache.cache_memory import LARGE, zeros
+from ortkit.runtime.decoder.cache.kv_cache import FIRST_CAPACITY, SPARE, KVCache, token_size
 
 FACTS = DecoderFacts(
     context_length=5000,
@@ -177,7 +177,7 @@ class Pages(mmap.mmap):
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs huge pages")
 def test_a_system_that_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortkit.runtime.decoder.cache_memory.mmap.mmap", Pages)
+    monkeypatch.setattr("ortkit.runtime.decoder.cache.cache_memory.mmap.mmap", Pages)
 
     buffer = zeros((LARGE,), np.dtype(np.float32))
 
@@ -189,7 +189,7 @@ def test_an_allocation_that_fails(monkeypatch: pytest.MonkeyPatch, given: int) -
     cache = filled(200)
     before = [buffer[:, :, :200].copy() for buffer in cache.buffers]
     empty = KVCache(FACTS)
-    monkeypatch.setattr("ortkit.runtime.decoder.cache_memory.mmap.mmap", Pages)
+    monkeypatch.setattr("ortkit.runtime.decoder.cache.cache_memory.mmap.mmap", Pages)
 
     for grown in (cache, empty):
         monkeypatch.setattr(Pages, "left", given)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from ..bundle.folder import BundleFolder
-from ..bundle.manifest import DecoderFacts
-from ..session.session import Session
-from ..text.detokenizer import Vocabulary
-from ..text.messages import Messages
-from ..text.tools import ToolChoice
-from .cache_room import CacheRoom
-from .generation_options import CheckedOptions, GenerationOptions
-from .prompt import Prompt
-from .sampler import Sampling
-from .token_choice import TokenChoice
-from .tool_use import ToolUse
+from ...bundle.folder import BundleFolder
+from ...bundle.manifest import DecoderFacts
+from ...session.session import Session
+from ...text.detokenizer import Vocabulary
+from ...text.messages import Messages
+from ...text.tools import ToolChoice
+from ..cache_room import CacheRoom
+from ..generation_options import CheckedOptions, GenerationOptions
+from ..prompt import Prompt
+from ..sampler import Sampling
+from ..token_choice import TokenChoice
+from ..tool_use import ToolUse
 
 
 @runtime_checkable

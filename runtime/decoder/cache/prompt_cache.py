@@ -20,13 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked_path
-from ..bundle.folder import BundleFolder
-from ..bundle.manifest import CacheType, DecoderFacts
-from ..bundle.records import RecordError, read_record, write_record
-from ..errors import InputError, NotFoundError, OutputError
-from ..output_path import regular_target_of, replacing
-from ..text.messages import Message
+from ...arguments import checked_path
+from ...bundle.folder import BundleFolder
+from ...bundle.manifest import CacheType, DecoderFacts
+from ...bundle.records import RecordError, read_record, write_record
+from ...errors import InputError, NotFoundError, OutputError
+from ...output_path import regular_target_of, replacing
+from ...text.messages import Message
 from .kv_cache import KVCache, token_size
 
 _FORMAT = {"format": "prompt_cache", "version": "1"}

@@ -27,10 +27,10 @@ from ortkit import (
     TextTooLongError,
     Token,
 )
-from ortkit.runtime.decoder import batch as batch_module
-from ortkit.runtime.decoder import batch_memory
-from ortkit.runtime.decoder.kv_cache import token_size
-from ortkit.runtime.decoder.slots import Row, Slots
+from ortkit.runtime.decoder.batch import batch as batch_module
+from ortkit.runtime.decoder.batch import batch_memory
+from ortkit.runtime.decoder.batch.slots import Row, Slots
+from ortkit.runtime.decoder.cache.kv_cache import token_size
 from ortkit.runtime.session.memory import SPARE
 from ortkit.runtime.session.memory_limit import resident_memory
 from tests.batch_traffic import Request, alone, together, told

@@ -16,14 +16,14 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OrtkitError, QueueFullError
-from ..session.onnxruntime_import import load_onnxruntime
-from .generation import Rates
-from .kv_cache import token_size
-from .prefix_store import Ids, PrefixStore, common_prefix
+from ...errors import OrtkitError, QueueFullError
+from ...session.onnxruntime_import import load_onnxruntime
+from ..cache.kv_cache import token_size
+from ..cache.prefix_store import Ids, PrefixStore, common_prefix
+from ..generation import Rates
+from ..stream import AnswerText, Token
+from ..token_choice import FinishReason, TokenChoice
 from .slots import Row, Slots
-from .stream import AnswerText, Token
-from .token_choice import FinishReason, TokenChoice
 
 Event = Token | Exception | None
 """What a sequence delivers: a token, the error that ends it, or None where it was cancelled."""

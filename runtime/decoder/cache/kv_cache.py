@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.manifest import CacheType, DecoderFacts
-from ..errors import InputError, OutOfMemoryError
-from ..session.memory import SPARE, mebibytes
+from ...bundle.manifest import CacheType, DecoderFacts
+from ...errors import InputError, OutOfMemoryError
+from ...session.memory import SPARE, mebibytes
 from .cache_memory import CacheMemory, HostMemory
 
 FIRST_CAPACITY = 256

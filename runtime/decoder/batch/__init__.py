@@ -1,0 +1,1 @@
+"""Several sequences at once: slots in one KV cache, batching, and the engine that a server runs."""
