@@ -21,6 +21,8 @@ from .storage.workspace import PendingChunk, PendingFile
 
 _BATCH_CHUNKS = 2048
 """Chunks of many files that are embedded together, then committed."""
+_FIRST_CHUNKS = 256
+"""Chunks of the first batch, which is read while none is embedded; each has up to twice as many as the one before."""
 _BATCH_CHARACTERS = 1 << 22
 """Characters at which a batch ends early."""
 _CERTAIN_NS = 2_000_000_000
@@ -31,6 +33,8 @@ _CERTAIN_NS = 2_000_000_000
 class Batch:
     """Chunks to embed, and the files that end with them."""
 
+    most: int
+    """Chunks at which it is to be embedded."""
     chunks: list[PendingChunk] = field(default_factory=list)
     finished: list[PendingFile] = field(default_factory=list)
     """Files of which all chunks are in this batch or in those before."""
@@ -39,7 +43,7 @@ class Batch:
     @property
     def is_full(self) -> bool:
         """Whether it is to be embedded before more is read."""
-        return len(self.chunks) >= _BATCH_CHUNKS or self.characters >= _BATCH_CHARACTERS
+        return len(self.chunks) >= self.most or self.characters >= _BATCH_CHARACTERS
 
 
 class BatchReader:
@@ -51,7 +55,7 @@ class BatchReader:
     def __init__(self, chunker: Chunker, known: Mapping[str, StoredFile], advanced: Callable[[], None]) -> None:
         """`advanced` is called as files and chunks are read, in the thread that reads."""
         self._chunker, self._known, self._advanced = chunker, known, advanced
-        self._batch = Batch()
+        self._batch = Batch(min(_FIRST_CHUNKS, _BATCH_CHUNKS))
         self._stopped = threading.Event()
         self.files = 0
         """Files looked at."""
@@ -93,7 +97,7 @@ class BatchReader:
 
     def _taken(self) -> Batch:
         self._advanced()
-        batch, self._batch = self._batch, Batch()
+        batch, self._batch = self._batch, Batch(min(2 * self._batch.most, _BATCH_CHUNKS))
         return batch
 
     def _look_at(self, file: FoundFile) -> Iterator[Batch]:

@@ -41,7 +41,7 @@ def test_what_a_checkpoint_causes_is_its_error(error: Exception, message: str) -
         MemoryError(),
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
-        UnsupportedModelError("this one is told already"),
+        UnsupportedModelError("reported already"),
         KeyboardInterrupt(),
     ],
 )

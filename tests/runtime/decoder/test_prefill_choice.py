@@ -78,7 +78,7 @@ def test_auto_depends_on_the_class_of_the_cpu(
 ) -> None:
     monkeypatch.setattr(prefill_choice, "this_cpu_class", lambda: chosen)
     taken = prefill_choice.takes_int8_prefill(bundle, PrefillChoice.AUTO)
-    assert taken is cpu.int8_prefill_pays(chosen) is (chosen is CpuClass.X86_VNNI)
+    assert taken is cpu.int8_prefill_pays(chosen) is (chosen in {CpuClass.X86_AMX, CpuClass.X86_VNNI})
 
 
 def test_a_bundle_without_the_graph_never_takes_it(without: Bundle) -> None:
