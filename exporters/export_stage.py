@@ -73,7 +73,7 @@ def export(
             int8, int4 and source, and is slower; int8 takes a quarter, and after long prompts, which are slower, new
             tokens are faster. On CUDA it is float16.
         prefill: `int8` adds a second graph of a decoder for prompts, with 8-bit weights and activations: where the CPU
-            has VNNI, prompts are about 1.7 times as fast, for 2.5 times the size of an int4 bundle.
+            has VNNI or AMX, prompts are about 1.7 times as fast, for 2.5 times the size of an int4 bundle.
         progress: shows what the export does; by default nothing is shown.
 
     Raises:

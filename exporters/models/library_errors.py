@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...runtime.errors import CheckpointError, OrtkitError
+from ..printable import printable
 
 _NO_MEMORY = "DefaultCPUAllocator"
-"""In the RuntimeError that PyTorch raises where it cannot allocate memory."""
-_OF_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS})
-"""Errors of a disk, or of limits, and not of what is read from it."""
+"""In the RuntimeError that PyTorch raises where it cannot allocate memory; it has no class of its own on the CPU."""
+_OF_CHECKPOINT = frozenset({None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EINVAL})
+"""What an OSError of a checkpoint's files has as `errno`; the libraries' own have none. Others are of the machine."""
+_LONGEST = 500
+"""Characters of a reason."""
 
 
 @contextmanager
@@ -29,9 +32,9 @@ def library_errors(message: str) -> Iterator[None]:
     except (OrtkitError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+        if isinstance(error, OSError) and error.errno not in _OF_CHECKPOINT:
             raise
         if isinstance(error, RuntimeError) and _NO_MEMORY in str(error):
             raise MemoryError(str(error)) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = printable(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
         raise CheckpointError(f"{message}: {reason}") from error

@@ -42,7 +42,7 @@ from ..text.tools import Calls, ToolChoice, chosen_tools, tools_of
 from .cache import prompt_cache as saved_cache
 from .cache.cache_memory import memory_of
 from .cache.kv_cache import KVCache
-from .cache.prompt_cache import identity_of
+from .cache.prompt_cache import identity_of, other_prefill
 from .cache_room import CacheRoom
 from .generation import Steps
 from .generation_options import CheckedOptions, GenerationOptions, checked_options
@@ -659,12 +659,8 @@ class Decoder(ClosableModel):
         if cache.facts != self.facts or cache.identity != self._identity:
             int8 = self.prefill_session is not None
             if cache.identity == identity_of(self.bundle, int8_prefill=not int8):
-                there, here = ("without", "with") if int8 else ("with", "without")
-                raise InputError(
-                    f"the cache was made {there} the 8-bit graph for prompts of `{self.bundle.path}`, and this decoder "
-                    f"runs prompts {here} it",
-                    hint="make one with `decoder.new_cache()`, or open both decoders with the same `prefill`",
-                )
+                otherwise = "make a cache with `decoder.new_cache()`"
+                raise other_prefill("the cache was made", self.bundle, int8=int8, otherwise=otherwise)
             raise InputError("the cache was made for another model", hint="make one with `decoder.new_cache()`")
         return cache
 

@@ -155,21 +155,27 @@ class Embedder(Encoder, ClosableModel):
         chosen = self._checked_options(self.passage_prefix, options)
         return self._warned(self._run(passages, chosen, progress=progress, name="passages"))
 
-    @takes_keywords(EmbedOptions)
     def embed_tokenized(
         self,
         passages: Sequence[TokenizedText],
         *,
         progress: Callable[[int], None] | None = None,
-        **options: Unpack[EmbedOptions],
-    ) -> NDArray[Any]:
-        """Embed passages that `tokenizer` has tokenized with `passage_prefix`, as `embed_passages` embeds their texts.
+        batch_tokens: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed passages that `tokenizer` has tokenized with `passage_prefix`: float32 (passages, dimension).
+
+        What it truncated, it has reported. `progress` is as of `embed_with_report`. Raises InputError for other objects
+        than its texts.
 
         >>> passages = embedder.tokenizer.tokenize(["The pump does not start"], prefix=embedder.passage_prefix)
         >>> embedder.embed_tokenized(passages).shape
         (1, 384)
         """
-        chosen = self._checked_options(self.passage_prefix, options)
+        if not isinstance(passages, (list, tuple)) or not all(isinstance(one, TokenizedText) for one in passages):
+            raise InputError(
+                "`passages` must be a list of TokenizedText", hint="texts are embedded by `embed_passages(texts)`"
+            )
+        chosen = self._checked_options(self.passage_prefix, {"batch_tokens": batch_tokens})
         return self._run_tokenized(passages, chosen, progress=progress).vectors
 
     @takes_keywords(EmbedOptions)

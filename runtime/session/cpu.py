@@ -1,11 +1,11 @@
 """What depends on the CPU: session options, threads, batches, rows of a run; each with its reason and measurement.
 
 CPU classes are in `cpu_class.py`, figures of a class in `benchmarks/results/CLASS/`, and `benchmarks/README.md` says
-how they were measured. No choice here follows from the class: one of them asks a probe (`int8_overflow.py`), which sees
-what a hypervisor hides, and the others were best, or cost nothing, on every class that was measured. A choice by class
-belongs here too.
+how they were measured. One choice follows from the class, `int8_prefill_pays`; one asks a probe (`int8_overflow.py`),
+which sees what a hypervisor hides, and the others were best, or cost nothing, on every class that was measured.
 
-Not of the CPU but of the kernel of the system: which memory is put on huge pages (`huge_pages.py`, `cache_memory.py`).
+Not of the CPU but of the kernel of the system: which memory is put on huge pages (`huge_pages.py`,
+`decoder/cache/cache_memory.py`).
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ class Tokenizer:
 
     def sizes(self, texts: Sequence[str]) -> list[int | str]:
         """Count tokens as `count` does; for a text that cannot be tokenized, the reason (a predicate) instead."""
-        return [one if isinstance(one, str) else one.total for one in self.tokenized(texts)]
+        faults: dict[int, str] = {}
+        sizes = [text.total for text in self._read(texts, faults)]
+        return [faults.get(index, size) for index, size in enumerate(sizes)]
 
     def tokenized(self, texts: Sequence[str], *, prefix: str = "") -> list[TokenizedText | str]:
         """Tokenize as `tokenize` does; for a text that cannot be tokenized, the reason (a predicate) instead."""

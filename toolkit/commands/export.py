@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     "--prefill",
     type=click.Choice([Precision.INT8.value]),
     help="LLMs: add an 8-bit graph for prompts, which takes more disk and memory; prompts are faster with it on x86 "
-    "with VNNI.  [default: none]",
+    "with VNNI or AMX.  [default: none]",
 )
 @click.option(
     "--kind",

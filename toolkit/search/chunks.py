@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, islice, pairwise
 
 import numpy as np
 
@@ -38,7 +38,8 @@ _LONGEST_TOKEN = 16
 """Characters that count as a token at least: WordPiece has one `[UNK]` for a word of any length, such as base64."""
 _LIKELY_CHARACTERS = 6
 """Characters of a token up to which what stands under a heading is tokenized as a whole first. English has 4 to 5."""
-_BATCH_CHARACTERS = 1 << 16
+_BATCH_CHARACTERS, _BATCH_PASSAGES = 1 << 16, 1 << 10
+"""Characters and passages of a document that are tokenized together, about."""
 _BATCH_CHUNKS = 128
 _CONTEXT_SEPARATOR = " > "
 _LONGEST_NAME = 1000
@@ -142,6 +143,11 @@ class _Section:
         return _section_of(self.passages[0])
 
     @property
+    def is_visible(self) -> bool:
+        """Whether each passage has a character that is seen, for which every tokenizer has a token."""
+        return all(map(_has_visible, self.passages))
+
+    @property
     def characters(self) -> int:
         return sum(len(passage.text) for passage in self.passages)
 
@@ -191,16 +197,14 @@ class Chunker:
 
         What the tokenizer refuses is left out, and counted in the document's report.
         """
-        drafts: list[_Draft] = []
-        for part in self._parts(document):
-            if isinstance(part, _Draft):
-                drafts.append(part)
-            if drafts and (len(drafts) == _BATCH_CHUNKS or isinstance(part, Chunk)):
-                yield from self._fitted(drafts, document)
-                drafts = []
-            if isinstance(part, Chunk):
-                yield part
-        yield from self._fitted(drafts, document)
+        parts = self._parts(document)
+        while batch := list(islice(parts, _BATCH_CHUNKS)):
+            fitted = iter(self._fitted([part for part in batch if isinstance(part, _Draft)], document))
+            for part in batch:
+                if isinstance(part, Chunk):
+                    yield part
+                else:
+                    yield from next(fitted)
 
     def _tokens_of(self, texts: Sequence[str]) -> list[int | str]:
         """Tokens of each text, without special tokens and prompt; or why it cannot be tokenized."""
@@ -239,23 +243,24 @@ class Chunker:
         self, sections: Sequence[_Section], title: str, contexts: dict[tuple[str, ...], _Context]
     ) -> list[Chunk | None]:
         """For each section its chunk, if it is one; `contexts` gets what stands above the sections."""
-        # Many small calls of the tokenizer are slow: headings and sections are tokenized in one.
+        # Many small calls of the tokenizer are slow: one is for all headings, and one for all sections.
         new = list({section.headings: None for section in sections if section.headings not in contexts})
         above = [_above(title, headings) for headings in new]
+        sizes = self._tokens_of([_context_line(names) for names in above])
+        contexts.update(zip(new, map(self._context, above, sizes), strict=True))
         likely = {
-            place: section.draft(_context_line(_above(title, section.headings)).rstrip("\n")).chunk(title)
+            place: section.draft(contexts[section.headings].text).chunk(title)
             for place, section in enumerate(sections)
-            if section.is_whole and section.characters <= self._longest * _LIKELY_CHARACTERS
+            if section.is_whole and section.is_visible and section.characters <= self._longest * _LIKELY_CHARACTERS
         }
-        texts = [self._prefix + chunk.embedded_text for chunk in likely.values()]
-        tokenized = self._tokenizer.tokenized([_context_line(names) for names in above] + texts)
-        for headings, names, found in zip(new, above, tokenized, strict=False):
-            contexts[headings] = self._context(names, found if isinstance(found, str) else found.total - self._special)
+        texts = [chunk.embedded_text for chunk in likely.values()]
         wholes: list[Chunk | None] = [None] * len(sections)
-        for (place, chunk), found in zip(likely.items(), tokenized[len(new) :], strict=True):
-            context = contexts[sections[place].headings]
-            empty = context.tokens + self._around
-            if isinstance(found, str) or context.text != chunk.context or not empty < found.total:
+        for (place, chunk), found in zip(
+            likely.items(), self._tokenizer.tokenized(texts, prefix=self._prefix), strict=True
+        ):
+            empty = contexts[sections[place].headings].tokens + self._around
+            # Of a text that is refused, all but the sentence that is the cause may be read.
+            if isinstance(found, str) or found.total <= empty:
                 continue
             if max(found.total, empty + _weight(0, len(chunk.text))) <= self.settings.max_tokens:
                 wholes[place] = replace(chunk, tokenized=found)
@@ -326,21 +331,23 @@ class Chunker:
         # Larger than any room.
         return self.settings.max_tokens if isinstance(size, str) else size
 
-    def _fitted(self, drafts: Sequence[_Draft], document: Document) -> Iterator[Chunk]:
-        """Chunks that are within the limit as a whole; longer ones are split again."""
+    def _fitted(self, drafts: Sequence[_Draft], document: Document) -> Iterator[list[Chunk]]:
+        """The chunks of each draft, within the limit as a whole; longer ones are split again."""
         chunks = [draft.chunk(document.title) for draft in drafts]
         tokenized = self._tokenizer.tokenized([chunk.embedded_text for chunk in chunks], prefix=self._prefix)
         for draft, chunk, found in zip(drafts, chunks, tokenized, strict=True):
             if not chunk.text:
-                continue
-            if isinstance(found, str):
+                yield []
+            elif isinstance(found, str):
                 document.report.skip(f"a passage that {found}")
+                yield []
             elif found.total <= self.settings.max_tokens:
-                yield replace(chunk, tokenized=found)
+                yield [replace(chunk, tokenized=found)]
             elif parts := _halves(draft):
-                yield from self._fitted(parts, document)
+                yield [chunk for part in self._fitted(parts, document) for chunk in part]
             else:
                 document.report.skip(f"a character of more than {self.settings.max_tokens} tokens")
+                yield []
 
 
 class _Packer:
@@ -424,6 +431,10 @@ def _section_of(passage: Passage) -> tuple[tuple[str, ...], int | None]:
     return passage.place.headings, passage.place.page
 
 
+def _has_visible(passage: Passage) -> bool:
+    return any(character.isprintable() and not character.isspace() for character in passage.text)
+
+
 def _sections(passages: Iterable[Passage]) -> Iterator[list[_Section]]:
     """The sections of a document, in batches; passages without words are left out."""
     key = None
@@ -446,7 +457,7 @@ def _batches(passages: Iterable[Passage]) -> Iterator[tuple[list[Passage], bool]
             continue
         batch.append(passage)
         characters += len(passage.text)
-        if characters > _BATCH_CHARACTERS:
+        if characters > _BATCH_CHARACTERS or len(batch) == _BATCH_PASSAGES:
             yield batch, False
             batch, characters = [], 0
     yield batch, True

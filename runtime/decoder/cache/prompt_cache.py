@@ -92,13 +92,12 @@ def save_cache(
         raise OutputError(f"`{target}` cannot be written: {error.strerror or error}") from error
 
 
-def _other_prefill(source: Path, bundle: BundleFolder, cache: KVCache) -> InputError:
-    """The error for a prompt cache whose prompt went through the other graph of a bundle."""
-    with_it = cache.identity == identity_of(bundle, int8_prefill=True)
-    saved, here, option = ("without", "with", "none") if with_it else ("with", "without", "int8")
+def other_prefill(made: str, bundle: BundleFolder, *, int8: bool, otherwise: str) -> InputError:
+    """The error for a cache whose prompt went through the other graph of a bundle; `int8`: here it is the 8-bit one."""
+    there, here, option = ("without", "with", "none") if int8 else ("with", "without", "int8")
     return InputError(
-        f"`{source}` was saved {saved} the 8-bit graph for prompts of `{bundle.path}`, and prompts are run {here} it",
-        hint=f'open the bundle with `prefill="{option}"` (`--prefill {option}`), or {_SAVE_AGAIN}',
+        f"{made} {there} the 8-bit graph for prompts of `{bundle.path}`, and prompts are run {here} it",
+        hint=f'open the bundle with `prefill="{option}"` (`--prefill {option}`), or {otherwise}',
     )
 
 
@@ -116,7 +115,8 @@ def load_cache(path: str | os.PathLike[str], cache: KVCache, *, bundle: BundleFo
             header = _record_of(content, source)
             if header.identity != (cache.identity or identity_of(bundle)):
                 if header.identity in {identity_of(bundle, int8_prefill=used) for used in (True, False)}:
-                    raise _other_prefill(source, bundle, cache)
+                    int8 = cache.identity == identity_of(bundle, int8_prefill=True)
+                    raise other_prefill(f"`{source}` was saved", bundle, int8=int8, otherwise=_SAVE_AGAIN)
                 raise InputError(
                     f"`{source}` was saved with another bundle, `{header.bundle}`, and this is `{bundle.path}`",
                     hint=f"load it with that bundle, or {_SAVE_AGAIN}",

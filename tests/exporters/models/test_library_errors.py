@@ -22,7 +22,7 @@ def raised_for(error: BaseException) -> BaseException:
     ("error", "message"),
     [
         (KeyError("hidden_size"), "`model` cannot be loaded: 'hidden_size'"),
-        (RuntimeError("shapes differ\nin many lines"), "`model` cannot be loaded: shapes differ"),
+        (RuntimeError("shapes differ\nin many lines"), "`model` cannot be loaded: shapes differ in many lines"),
         (AssertionError(), "`model` cannot be loaded: AssertionError"),
         (OSError("no file named model.safetensors"), "`model` cannot be loaded: no file named model.safetensors"),
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), "`model` cannot be loaded: [Errno 2] No such"),
@@ -41,6 +41,8 @@ def test_what_a_checkpoint_causes_is_its_error(error: Exception, message: str) -
         MemoryError(),
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES)),
         UnsupportedModelError("reported already"),
         KeyboardInterrupt(),
     ],

@@ -107,8 +107,10 @@ def test_a_prompt_cache_of_the_other_path_is_refused(bundle: Bundle, tmp_path: P
         none.load_cache(file)
     assert raised.value.exit_code == 2
     assert '`prefill="int8"`' in (raised.value.hint or "")
-    with pytest.raises(InputError, match=r"was made with the 8-bit graph for prompts of .* prompts without it"):
-        none.generate(PROMPT, cache=int8.prefill(PROMPT), max_tokens=2)
+    for made, other, how, option in ((int8, none, "with", "int8"), (none, int8, "without", "none")):
+        with pytest.raises(InputError, match=rf"the cache was made {how} the 8-bit graph for prompts of .*") as raised:
+            other.generate(PROMPT, cache=made.prefill(PROMPT), max_tokens=2)
+        assert f'`prefill="{option}"`' in (raised.value.hint or "")
 
 
 def test_closing_frees_the_graph(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -663,3 +664,26 @@ def test_in_a_stream_a_text_without_tokens_is_named_by_its_place(bare_bundle: Bu
     with pytest.raises(TextError, match="text 3 has no tokens") as caught:
         next(parts)
     assert caught.value.texts == (1,)
+
+
+def test_tokenized_passages_have_the_embeddings_of_their_texts(prompted: Callable[..., tuple[Path, Embedder]]) -> None:
+    """Those of sentence-transformers, and the bits of `embed_passages`."""
+    folder, embedder = prompted(prompts={"query": "Find this: ", "document": "title: none | text: "})
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    texts = ["the pump runs dry", "", "a knot for wet rope", "the fox " * 20]
+    tokenized = embedder.tokenizer.tokenize(texts, prefix=embedder.passage_prefix)
+    counts: list[int] = []
+
+    found = embedder.embed_tokenized(tokenized, progress=counts.append, batch_tokens=64)
+
+    np.testing.assert_array_equal(found, embedder.embed_passages(texts))
+    assert cosines(found, model.encode_document(texts)).min() > 0.99999
+    assert sum(counts) == len(texts)
+
+
+@pytest.mark.parametrize("given_objects", [["a text"], "a text", iter([]), [None]])
+def test_other_objects_than_tokenized_texts_are_refused(given_objects: Any, embedder: Embedder) -> None:
+    with pytest.raises(InputError) as caught:
+        embedder.embed_tokenized(given_objects)
+    assert caught.value.message == "`passages` must be a list of TokenizedText"
+    assert caught.value.hint == "texts are embedded by `embed_passages(texts)`"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ortkit import Embedder, InputError
 from ortkit.runtime.bundle.manifest import TokenizerFacts
-from ortkit.runtime.text.tokenizer import TokenizedText, Tokenizer
+from ortkit.runtime.text.safe_tokenizer import SafeTokenizer
+from ortkit.runtime.text.tokenizer import Tokenizer
 from ortkit.toolkit.search import chunks as chunks_module
 from ortkit.toolkit.search.chunks import Chunk, Chunker, ChunkSettings
 from ortkit.toolkit.search.documents.document import Document, Passage, Place, UnreadableFileError
@@ -129,18 +130,46 @@ def ids_of(chunk: Chunk) -> list[int]:
 
 def test_what_fits_under_a_heading_is_tokenized_once(word_piece: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of(word_piece, max_tokens=64)
-    given_texts: list[str] = []
-    tokenized = Tokenizer.tokenized
-
-    def recorded(self: Tokenizer, texts: Sequence[str], **options: str) -> list[TokenizedText | str]:
-        given_texts.extend(texts)
-        return tokenized(self, texts, **options)
-
-    monkeypatch.setattr(Tokenizer, "tokenized", recorded)
+    given_texts = recorded_texts(monkeypatch)
     passages = read_markdown("# Pumps\n\nOne. Two.\n\nThree.\n\n## Stop\nFour. Five.")[1]
     (first, second) = case.chunker.chunks(whole(passages, "Pumps"))
 
     assert given_texts == ["Pumps\n", "Pumps > Stop\n", first.embedded_text, second.embedded_text]
+
+
+def recorded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that are tokenized from now on."""
+    found: list[str] = []
+    ids = SafeTokenizer.ids
+
+    def recorded(self: SafeTokenizer, texts: Sequence[str], *arguments: Any, **options: Any) -> Any:
+        found.extend(texts)
+        return ids(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(SafeTokenizer, "ids", recorded)
+    return found
+
+
+def test_long_headings_are_not_tokenized_for_each_section(word_piece: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of headings that are shortened, the whole would be tokenized with each of many short sections."""
+    long = tuple(f"heading number {n} " * 60 for n in range(5))
+    passages = [Passage("x", Place(headings=(*long, "ab"[n % 2]))) for n in range(300)]
+    chunker = case_of(word_piece, max_tokens=64).chunker
+    given_texts = recorded_texts(monkeypatch)
+    assert len(list(chunker.chunks(whole(passages, "Title")))) == 300
+    assert sum(map(len, given_texts)) < 100_000
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u200b \u200d", "\x00", "\ufeff"])
+@pytest.mark.parametrize("likely", [0, 6])
+def test_passages_that_are_not_seen_are_not_in_chunks(
+    word_piece: Path, unseen: str, likely: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks_module, "_LIKELY_CHARACTERS", likely)
+    texts = ((1, unseen), (3, "The pump."), (5, unseen))
+    passages = [Passage(text, Place((line, line)), line_by_line=True) for line, text in texts]
+    (chunk,) = case_of(word_piece, max_tokens=64).chunker.chunks(whole(passages))
+    assert (chunk.text, chunk.place.lines) == ("The pump.", (3, 3))
 
 
 @pytest.mark.parametrize("max_tokens", [32, 64, 200])
