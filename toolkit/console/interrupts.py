@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _RAISED = threading.Event()
 """Set when Ctrl-C raised a KeyboardInterrupt that has not been handled yet."""
+_RETRY_SECONDS = 0.01
+"""Time after which an interrupt that Python discarded is sent again."""
 
 
 @contextmanager
@@ -23,6 +27,8 @@ def reraised_interrupts() -> Iterator[Callable[[], None]]:
 
     Libraries that probe for optional packages catch every error of the import, also an interrupt; importing torch and
     transformers takes seconds, in which people press Ctrl-C.
+
+    An interrupt that Python itself discards is sent again.
     """
     before = _RAISED.is_set()
     _RAISED.clear()
@@ -35,7 +41,7 @@ def reraised_interrupts() -> Iterator[Callable[[], None]]:
         if _RAISED.is_set():
             raise KeyboardInterrupt
 
-    with _sigint_handler(interrupt):
+    with _sigint_handler(interrupt), called_if_discarded(KeyboardInterrupt, _interrupt_again):
         yield check
     if before:
         _RAISED.set()
@@ -44,6 +50,39 @@ def reraised_interrupts() -> Iterator[Callable[[], None]]:
 def interrupt_handled() -> None:
     """Mark the last interrupt as handled."""
     _RAISED.clear()
+
+
+@contextmanager
+def called_if_discarded(kind: type[BaseException], function: Callable[[], None]) -> Iterator[None]:
+    """Call a function, instead of printing a traceback, if Python discards an error of this kind.
+
+    Python discards what is raised in a finalizer or a weak reference's callback (`sys.unraisablehook`), and imports run
+    such callbacks for each module. What `function` raises is discarded too.
+    """
+    before = sys.unraisablehook
+
+    def discarded(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, kind):
+            function()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = discarded
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again() -> None:
+    """Send SIGINT from a thread, and later: raised now, the error would be discarded too."""
+
+    def send() -> None:
+        time.sleep(_RETRY_SECONDS)
+        if (main := threading.main_thread().ident) is not None:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=send, daemon=True).start()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.errors import InputError, OrtkitError, OutOfMemoryError
 from ...runtime.session.memory import mebibytes
 from ...runtime.session.memory_limit import max_memory_of, resident_memory, trim
+from ..console.interrupts import called_if_discarded
 from .operation.api_keys import ApiKeys
 from .operation.connections import ConnectionTable, uvicorn_config
 from .operation.limits import Bounds, Gate
@@ -208,7 +209,8 @@ def run(plan: Plan, *, started: Callable[[Opened], None] = lambda _opened: None)
     `started` is called when requests are accepted.
     """
     notifier = Notifier()
-    with _Stop() as stop, ServerLog() as log:
+    # A discarded StoppedError needs no traceback in the log: `stop.came` is read before the server accepts requests.
+    with _Stop() as stop, ServerLog() as log, called_if_discarded(StoppedError, lambda: None):
         LibraryLog.install(log)
         try:
             with open_server(plan, notifier, held=stop.held) as opened:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +71,80 @@ def test_an_interrupt_that_a_library_swallows_ends_an_export_before_its_next_sta
         with pytest.raises(KeyboardInterrupt):
             progress.begin("write the bundle")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Finalizer:
+    """Is interrupted while it is deleted."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def lose_in_a_finalizer() -> None:
+    Finalizer()
+
+
+def call_back(callback: Callable[[object], None]) -> None:
+    """Run a weak reference's callback."""
+    deleted = threading.Event()
+    reference = weakref.ref(deleted, callback)
+    del deleted
+    assert reference() is None
+
+
+def lose_in_a_weak_reference() -> None:
+    """As imports do, with the lock of each module."""
+    call_back(lambda _: signal.raise_signal(signal.SIGINT))
+
+
+def lose_in_a_collection() -> None:
+    def collecting(phase: str, _: object) -> None:
+        if phase == "start":
+            gc.callbacks.remove(collecting)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(collecting)
+    gc.collect()
+
+
+def wait_seconds(_: object = None) -> None:
+    """Wait in short steps: Python does not look for a signal right before it calls `time.sleep`."""
+    for _step in range(3000):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lose", [lose_in_a_finalizer, lose_in_a_weak_reference, lose_in_a_collection])
+def test_an_interrupt_that_python_discards_is_raised_again(
+    lose: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    hook = sys.unraisablehook
+    with reraised_interrupts(), pytest.raises(KeyboardInterrupt):
+        lose()
+        wait_seconds()
+
+    assert sys.unraisablehook is hook
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interrupt_that_is_discarded_twice_is_raised_again() -> None:
+    with reraised_interrupts(), pytest.raises(KeyboardInterrupt):
+        lose_in_a_finalizer()
+        call_back(wait_seconds)
+        wait_seconds()
+
+
+def test_another_error_that_python_discards_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: reported.append(str(unraisable.exc_value)))
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("a finalizer that fails")
+
+    with reraised_interrupts():
+        Broken()
+
+    assert reported == ["a finalizer that fails"]
 
 
 ENDS = {(130, "interrupted\n"), (0, "")}
