@@ -85,6 +85,9 @@ class Commands(GroupedCommands):
         except BrokenPipeError as error:
             # `--help` and `--version` print here.
             raise click.exceptions.Exit(_CLOSED_PIPE) from error
+        except KeyboardInterrupt as error:
+            # click would print an empty line for a KeyboardInterrupt.
+            raise click.Abort from error
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -93,7 +96,6 @@ class Commands(GroupedCommands):
         except BrokenPipeError:
             ctx.exit(_CLOSED_PIPE)
         except KeyboardInterrupt as error:
-            # click would print an empty line for a KeyboardInterrupt.
             raise click.Abort from error
         return result
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 
 from ortkit import Bundle, InputError
@@ -208,6 +209,17 @@ def test_an_interrupt_of_which_a_library_made_another_error_is_one(monkeypatch: 
     monkeypatch.setattr("ortkit.toolkit.cli.cli.main", imports)
 
     assert exit_code_of(run_interruptibly) == 130
+
+
+@pytest.mark.parametrize("step", ["make_context", "invoke"])
+def test_an_interrupt_of_each_step_of_click_has_no_empty_line(
+    step: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ortkit", "catalog"])
+    monkeypatch.setattr(click.Group, step, lambda *_arguments, **_options: signal.raise_signal(signal.SIGINT))
+
+    assert exit_code_of(run_interruptibly) == 130
+    assert capfd.readouterr().err == "interrupted\n"
 
 
 def test_an_error_after_an_interrupt_that_had_its_effect_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
