@@ -57,9 +57,12 @@ class Ortkit:
     """ortkit's runtime."""
 
     def __init__(self, model: str, threads: int) -> None:
-        from ortkit import Decoder
+        from ortkit import Bundle, Decoder
 
-        self.decoder = Decoder(model, threads=threads)
+        bundle = Bundle.open(model)
+        # Measured with its 8-bit graph for prompts, also on the classes of CPU that do not use it by default.
+        prefill = "auto" if bundle.manifest.prefill is None else "int8"
+        self.decoder = Decoder(bundle, threads=threads, prefill=prefill)
 
     def answer(self, ids: list[int], new: int) -> Iterator[int]:
         from ortkit.runtime.decoder.generation import Steps

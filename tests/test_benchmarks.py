@@ -37,6 +37,7 @@ from ortkit import Bundle, Decoder, Reranker, Sampling
 from tests import seeded_checkpoints
 from tests.decoders import TinyDecoder, write_decoder
 from tests.exporters.decoder_checkpoints import write_checkpoint
+from tests.quantized_decoder import write_quantized
 from tests.seeded_checkpoints import SHAPES, Shape
 
 
@@ -242,6 +243,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decoder_of(bundle: Bundle) -> decoding.Contestant:
     return decoding.Contestant("ortkit int4", decoding.System.ORTKIT, bundle.path)
+
+
+@pytest.mark.parametrize("prefill", [True, False])
+def test_a_bundle_is_measured_with_its_graph_for_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, prefill: bool
+) -> None:
+    """Also on a class of CPU that does not use it by default."""
+    monkeypatch.setattr("ortkit.runtime.decoder.prefill_choice.int8_prefill_pays", lambda _: False)
+    bundle = write_quantized(tmp_path / "bundle", prefill=prefill)
+
+    measured = decoding_worker.Ortkit(str(bundle.path), 1)
+
+    assert (measured.decoder.prefill_session is not None) is prefill
 
 
 PROMPT = [5, 60, 7, 80, 9]
