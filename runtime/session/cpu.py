@@ -120,8 +120,9 @@ def int8_prefill_pays(cpu: CpuClass) -> bool:
 
     x86 with VNNI (two Zen 4 cores, SmolLM2's shapes): u8 x s8 matmuls with a scale per token do 0.41 to 0.65 TOPS with
     64 to 512 rows, 4-bit MatMulNBits 0.19 to 0.26, so a prompt of 900 tokens is read 1.7 times as fast. With AMX too
-    (two cores of a Xeon, 8 rounds). Other classes were not measured with this graph. On x86 with AVX2 alone, where
-    u8 x s8 needs onnxruntime's slower precision mode (`int8_overflow.py`), a prototype read 900 tokens 1.3 to 1.4 times
-    as fast on a busy machine: off until measured.
+    (two cores of a Xeon, 8 rounds). On x86 with AVX2 alone (two Zen 3 cores, 5 rounds), where u8 x s8 needs
+    onnxruntime's slower precision mode (`int8_overflow.py`), 900 tokens are read 1.37 (1.07 to 1.47) times as fast, but
+    a new process takes 1.56 times as long to its first token after them: off unless asked for. Other classes were not
+    measured with this graph.
     """
     return cpu in {CpuClass.X86_AMX, CpuClass.X86_VNNI}
