@@ -105,7 +105,7 @@ def test_a_graph_that_loops_for_ever(ortkit: Ortkit, folder: Path) -> None:
 
     finished = ortkit("verify", folder, "--time-limit", 4)
 
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 8
     assert finished.code == 7
     assert finished.err == (
         f"error: `{folder}` was not verified within 4 s\n\n"
